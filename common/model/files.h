@@ -1,0 +1,46 @@
+// Small file helpers of model loading. Errors name the path.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+
+namespace consilium {
+
+bool FileExists(const std::string& path);
+
+// What tells a changed file from an unchanged one.
+struct FileStamp {
+  uint64_t size = 0;
+  int64_t mtime_ns = 0;
+  bool operator==(const FileStamp&) const = default;
+};
+absl::StatusOr<FileStamp> StampFile(const std::string& path);
+
+// The whole file. NOT_FOUND when it is not there, INVALID_ARGUMENT above `bytes_max`.
+absl::StatusOr<std::string> ReadTextFile(const std::string& path, size_t bytes_max);
+// Writes to a temporary name beside `path`, syncs, then renames: readers see the old or the new text, never a
+// part.
+absl::Status WriteFileAtomically(const std::string& path, std::string_view text);
+
+// A file open for reading; -1 never escapes.
+class ReadFd {
+ public:
+  static absl::StatusOr<ReadFd> Open(const std::string& path);
+  ReadFd(ReadFd&& other) noexcept;
+  ReadFd& operator=(ReadFd&& other) noexcept;
+  ~ReadFd();
+  // Loops over short reads. DATA_LOSS names path and offset when the file ends early.
+  absl::Status ReadAt(uint64_t offset, std::span<std::byte> out) const;
+  const std::string& path() const { return path_; }
+
+ private:
+  ReadFd(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}
+  int fd_;
+  std::string path_;
+};
+
+}  // namespace consilium

@@ -1,0 +1,182 @@
+#include "common/model/inspect.h"
+
+#include <array>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <set>
+
+#include "common/base/status.h"
+#include "common/model/files.h"
+#include "common/model/json_text.h"
+#include "common/model/model_spec.h"
+#include "common/model/tensor_index.h"
+
+namespace consilium {
+namespace {
+
+constexpr std::array<std::string_view, 8> kPartNames = {"embedding", "attention", "norms", "gates",
+                                                        "shared",    "dense",     "head",  "experts"};
+
+struct Figures {
+  std::array<uint64_t, kPartNames.size()> bytes{}, params{};
+  std::set<std::string> formats;
+  uint64_t expert_bytes = 0, expert_params = 0;  // of one
+  uint64_t total_params = 0, active_params = 0, total_bytes = 0;
+};
+
+uint64_t Elements(const TensorInfo& t) { return t.range.length / DTypeBytes(t.dtype); }
+
+Figures Sum(const ModelSpec& spec, const Manifest& manifest, const std::vector<TensorRole>& roles) {
+  Figures f;
+  std::map<std::string, ModelPart> part_of;
+  for (const TensorRole& r : roles) {
+    if (r.part != ModelPart::kExperts) part_of[r.role] = r.part;
+  }
+  const auto add = [&](ModelPart part, const TensorInfo& t) {
+    f.bytes[static_cast<size_t>(part)] += t.range.length;
+    f.params[static_cast<size_t>(part)] += Elements(t);
+    f.formats.insert(std::string(DTypeName(t.dtype)));
+  };
+  for (const TensorInfo& t : manifest.dense) add(part_of.at(t.role), t);
+  for (const ExpertEntry& e : manifest.experts) {
+    for (const TensorInfo& t : e.parts) add(ModelPart::kExperts, t);
+  }
+  if (!manifest.experts.empty()) {
+    f.expert_bytes = manifest.experts[0].bytes();
+    for (const TensorInfo& t : manifest.experts[0].parts) f.expert_params += Elements(t);
+  }
+  for (size_t i = 0; i < kPartNames.size(); ++i) {
+    f.total_params += f.params[i];
+    f.total_bytes += f.bytes[i];
+  }
+  const uint64_t routed = f.params[static_cast<size_t>(ModelPart::kExperts)];
+  f.active_params = f.total_params - routed + uint64_t{spec.moe_layers()} * spec.gate.top_k * f.expert_params;
+  return f;
+}
+
+// Keys and values as the f32 arena holds them.
+uint64_t KvBytesPerToken(const ModelSpec& spec) {
+  const kernels::AttentionShape a = spec.attention_shape();
+  return (a.page_k_floats() + a.page_v_floats()) / kernels::kKvPageTokens * sizeof(float) *
+         spec.layers.size();
+}
+
+std::string Join(const std::set<std::string>& items) {
+  std::string out;
+  for (const auto& i : items) out += (out.empty() ? "" : ", ") + i;
+  return out;
+}
+
+std::string Human(uint64_t bytes) {
+  char text[64];
+  if (bytes >= uint64_t{10} << 30) {
+    std::snprintf(text, sizeof text, "%.1f GiB", static_cast<double>(bytes) / (1 << 30));
+  } else if (bytes >= uint64_t{1} << 20) {
+    std::snprintf(text, sizeof text, "%.1f MiB", static_cast<double>(bytes) / (1 << 20));
+  } else {
+    std::snprintf(text, sizeof text, "%.1f KiB", static_cast<double>(bytes) / 1024);
+  }
+  return text;
+}
+
+std::string AttentionText(const ModelSpec& s) {
+  if (s.mla_attention) {
+    return "MLA, " + std::to_string(s.mla.heads) + " heads, q rank " + std::to_string(s.mla.q_lora) +
+           ", kv rank " + std::to_string(s.mla.kv_lora) + ", lanes " + std::to_string(s.mla.nope) + "+" +
+           std::to_string(s.mla.rope) + ", values " + std::to_string(s.mla.v_dim);
+  }
+  return "GQA, " + std::to_string(s.gqa.q_heads) + " heads over " + std::to_string(s.gqa.kv_heads) + " of " +
+         std::to_string(s.gqa.head_dim) + " lanes" +
+         (s.gqa.window ? ", window " + std::to_string(s.gqa.window) : "");
+}
+
+std::string TokenizerText(const std::string& dir) {
+  const std::string path = dir + "/tokenizer.json";
+  const auto text = ReadTextFile(path, size_t{256} << 20);
+  if (!text.ok()) return "missing";
+  const auto tree = ParseJson(*text, path);
+  if (!tree.ok() || !tree->is_object() || !tree->contains("model") || !(*tree)["model"].is_object())
+    return "unreadable";
+  const Json& model = (*tree)["model"];
+  const std::string type =
+      model.contains("type") && model["type"].is_string() ? model["type"].get<std::string>() : "unknown";
+  const size_t entries = model.contains("vocab") ? model["vocab"].size() : 0;
+  return type + ", " + std::to_string(entries) + " entries";
+}
+
+Json ToJson(const std::string& dir, const ModelSpec& s, const Figures& f) {
+  Json bytes = Json::object(), params = Json::object();
+  for (size_t i = 0; i < kPartNames.size(); ++i) {
+    bytes[std::string(kPartNames[i])] = f.bytes[i];
+    params[std::string(kPartNames[i])] = f.params[i];
+  }
+  Json out;
+  out["id"] = std::filesystem::path(dir).filename().string();
+  out["family"] = s.family;
+  out["format"] = "safetensors " + Join(f.formats);
+  out["attention"] = AttentionText(s);
+  out["layers"] = s.layers.size();
+  out["moe_layers"] = s.moe_layers();
+  out["hidden"] = s.hidden;
+  out["vocab"] = s.vocab;
+  out["context"] = s.context;
+  out["experts_per_layer"] = s.gate.experts;
+  out["experts_per_token"] = s.gate.top_k;
+  out["experts_total"] = s.experts_total();
+  out["params_total"] = f.total_params;
+  out["params_active"] = f.active_params;
+  out["params_by_part"] = params;
+  out["bytes_total"] = f.total_bytes;
+  out["bytes_by_part"] = bytes;
+  out["bytes_per_expert"] = f.expert_bytes;
+  out["kv_bytes_per_token"] = KvBytesPerToken(s);
+  out["tokenizer"] = TokenizerText(dir);
+  out["eos_ids"] = s.eos_ids;
+  return out;
+}
+
+std::string ToText(const Json& j) {
+  std::string out;
+  const auto line = [&](std::string_view key, const std::string& value) {
+    std::string k(key);
+    k.resize(20, ' ');
+    out += k + value + "\n";
+  };
+  const auto number = [&](const char* key) { return std::to_string(j[key].get<uint64_t>()); };
+  line("model", j["id"].get<std::string>());
+  line("family", j["family"].get<std::string>());
+  line("format", j["format"].get<std::string>());
+  line("attention", j["attention"].get<std::string>());
+  line("layers", number("layers") + " (" + number("moe_layers") + " with experts)");
+  line("hidden, vocabulary", number("hidden") + ", " + number("vocab"));
+  line("context", number("context") + " tokens");
+  line("experts", number("experts_per_layer") + " a layer, " + number("experts_per_token") + " a token, " +
+                      number("experts_total") + " in all, " + Human(j["bytes_per_expert"].get<uint64_t>()) +
+                      " each");
+  line("parameters", number("params_total") + ", active " + number("params_active"));
+  line("bytes", number("bytes_total") + " (" + Human(j["bytes_total"].get<uint64_t>()) + ")");
+  for (std::string_view part : kPartNames) {
+    const uint64_t bytes = j["bytes_by_part"][std::string(part)].get<uint64_t>();
+    line("  " + std::string(part), std::to_string(bytes) + " (" + Human(bytes) + ")");
+  }
+  line("KV cache", number("kv_bytes_per_token") + " bytes a token");
+  line("tokenizer", j["tokenizer"].get<std::string>());
+  return out;
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> DescribeModel(const std::string& given_dir, bool json) {
+  std::string dir = std::filesystem::absolute(given_dir).lexically_normal().string();
+  while (dir.size() > 1 && dir.ends_with('/')) dir.pop_back();
+  if (!std::filesystem::is_directory(dir)) return NotFound(dir + ": no such folder");
+  ASSIGN_OR_RETURN(const ModelSpec spec, ReadModelSpec(dir));
+  ASSIGN_OR_RETURN(TensorIndex index, ReadTensorIndex(dir));
+  ASSIGN_OR_RETURN(const Manifest manifest, ClaimTensors(spec, std::move(index), dir));
+  ASSIGN_OR_RETURN(const std::vector<TensorRole> roles, ListRoles(spec));
+  const Json figures = ToJson(dir, spec, Sum(spec, manifest, roles));
+  return json ? figures.dump(2) + "\n" : ToText(figures);
+}
+
+}  // namespace consilium

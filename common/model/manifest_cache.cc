@@ -1,0 +1,121 @@
+#include "common/model/manifest_cache.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstdio>
+#include <filesystem>
+#include <stdexcept>
+
+#include "common/base/status.h"
+#include "common/model/json_text.h"
+
+namespace consilium {
+namespace {
+
+constexpr int kVersion = 1;
+constexpr size_t kCacheBytesMax = size_t{1} << 30;
+
+std::string Hex64(uint64_t v) {
+  char text[17];
+  std::snprintf(text, sizeof text, "%016" PRIx64, v);
+  return text;
+}
+
+uint64_t TextHash(std::string_view text) { return Xxh3(std::as_bytes(std::span(text))); }
+
+Json TensorJson(const TensorInfo& t) {
+  return Json::array(
+      {t.name, t.role, static_cast<int>(t.dtype), t.shape, t.range.file, t.range.offset, t.range.length});
+}
+
+TensorInfo TensorOf(const Json& j) {
+  TensorInfo t;
+  t.name = j.at(0).get<std::string>();
+  t.role = j.at(1).get<std::string>();
+  t.dtype = static_cast<DType>(j.at(2).get<uint8_t>());
+  t.shape = j.at(3).get<std::vector<uint64_t>>();
+  t.range = ByteRange{j.at(4).get<uint32_t>(), j.at(5).get<uint64_t>(), j.at(6).get<uint64_t>()};
+  return t;
+}
+
+Digest DigestOf(const Json& j) {
+  const auto& text = j.get_ref<const std::string&>();
+  Digest d{};
+  if (text.size() != 2 * d.size()) throw std::invalid_argument("digest");
+  for (size_t i = 0; i < d.size(); ++i)
+    d[i] = static_cast<uint8_t>(std::stoul(text.substr(2 * i, 2), nullptr, 16));
+  return d;
+}
+
+Json SourcesJson(const ManifestSources& sources) {
+  Json files = Json::array();
+  for (const auto& [path, stamp] : sources.files) files.push_back({path, stamp.size, stamp.mtime_ns});
+  return {{"dir", sources.dir}, {"files", files}};
+}
+
+Manifest ManifestOf(const Json& j) {
+  Manifest m;
+  m.digest = DigestOf(j.at("digest"));
+  m.files = j.at("files").get<std::vector<std::string>>();
+  for (const Json& e : j.at("experts")) {
+    ExpertEntry entry;
+    entry.layer = LayerId(e.at(0).get<uint16_t>());
+    entry.expert = ExpertId(e.at(1).get<uint16_t>());
+    entry.digest = DigestOf(e.at(2));
+    entry.checksum = e.at(3).get<uint64_t>();
+    for (int i = 0; i < 3; ++i) entry.parts[i] = TensorOf(e.at(4).at(i));
+    m.experts.push_back(std::move(entry));
+  }
+  for (const Json& t : j.at("dense")) m.dense.push_back(TensorOf(t));
+  return m;
+}
+
+}  // namespace
+
+std::string ManifestCachePath(const std::string& state_dir, const std::string& dir) {
+  return state_dir + "/manifests/" + Hex64(TextHash(dir)) + ".json";
+}
+
+std::optional<Manifest> LoadCachedManifest(const std::string& state_dir, const ManifestSources& sources) {
+  const auto text = ReadTextFile(ManifestCachePath(state_dir, sources.dir), kCacheBytesMax);
+  if (!text.ok()) return std::nullopt;
+  // First line: hash of the rest, so that a damaged file is not half believed.
+  const size_t line = text->find('\n');
+  if (line == std::string::npos) return std::nullopt;
+  const std::string_view body = std::string_view(*text).substr(line + 1);
+  if (text->substr(0, line) != Hex64(TextHash(body))) return std::nullopt;
+  try {
+    const Json tree = Json::parse(body.begin(), body.end());
+    if (tree.at("version").get<int>() != kVersion || tree.at("sources") != SourcesJson(sources))
+      return std::nullopt;
+    return ManifestOf(tree.at("manifest"));
+  } catch (const std::exception&) {
+    return std::nullopt;
+  }
+}
+
+absl::Status StoreCachedManifest(const std::string& state_dir, const ManifestSources& sources,
+                                 const Manifest& manifest) {
+  const std::string path = ManifestCachePath(state_dir, sources.dir);
+  std::error_code error;
+  std::filesystem::create_directories(std::filesystem::path(path).parent_path(), error);
+  if (error) return Unavailable(path + ": cannot make its folder: " + error.message());
+  Json experts = Json::array(), dense = Json::array();
+  for (const ExpertEntry& e : manifest.experts) {
+    Json parts = Json::array();
+    for (const TensorInfo& part : e.parts) parts.push_back(TensorJson(part));
+    experts.push_back({e.layer.value, e.expert.value, Hex(e.digest), e.checksum, parts});
+  }
+  for (const TensorInfo& t : manifest.dense) dense.push_back(TensorJson(t));
+  const Json tree = {{"version", kVersion},
+                     {"sources", SourcesJson(sources)},
+                     {"manifest",
+                      {{"digest", Hex(manifest.digest)},
+                       {"files", manifest.files},
+                       {"experts", experts},
+                       {"dense", dense}}}};
+  const std::string body = tree.dump();
+  return WriteFileAtomically(path, Hex64(TextHash(body)) + "\n" + body);
+}
+
+}  // namespace consilium

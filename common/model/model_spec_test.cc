@@ -1,0 +1,235 @@
+#include "common/model/model_spec.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "common/base/philox.h"
+#include "common/base/status.h"
+#include "common/testing/tiny_checkpoint.h"
+
+namespace consilium {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using Json = nlohmann::json;
+
+Json Deepseek() { return Json::parse(TinyConfigJson(TinyConfig{})); }
+Json Mixtral() {
+  TinyConfig c;
+  c.family = TinyConfig::Family::kMixtral;
+  return Json::parse(TinyConfigJson(c));
+}
+ModelSpec Good(const Json& config) {
+  auto spec = ParseModelSpec(config.dump(), "config.json");
+  CHECK_MSG(spec.ok(), ToString(spec.status()));
+  return *spec;
+}
+std::string Error(const Json& config) {
+  return ToString(ParseModelSpec(config.dump(), "config.json").status());
+}
+
+TEST(ModelSpec, ReadsTheDemo) {
+  const auto spec = ReadModelSpec(std::string(CONSILIUM_SOURCE_DIR) + "/models/demo");
+  ASSERT_TRUE(spec.ok()) << ToString(spec.status());
+  EXPECT_EQ(spec->family, "deepseek_v3");
+  EXPECT_EQ(spec->hidden, 256u);
+  EXPECT_TRUE(spec->tied_embeddings);
+  EXPECT_EQ(spec->layers.size(), 6u);
+  EXPECT_EQ(spec->moe_layers(), 5u);
+  EXPECT_EQ(spec->experts_total(), 160u);
+  EXPECT_EQ(spec->layers[0].dense_inter, 384u);
+  EXPECT_EQ(spec->layers[1].shared_inter, 64u);
+  EXPECT_THAT(spec->eos_ids, ElementsAre(2));
+  EXPECT_EQ(spec->attention_shape().k_dim, 80u);
+  EXPECT_EQ(spec->attention_shape().v_dim, 64u);
+  EXPECT_FLOAT_EQ(spec->mla.scale, 1 / std::sqrt(48.0f));
+}
+
+TEST(ModelSpec, StopIdsAreTheUnionOfConfigAndGenerationConfig) {
+  const auto spec = ReadModelSpec(std::string(CONSILIUM_SOURCE_DIR) + "/tests/golden/mixtral");
+  ASSERT_TRUE(spec.ok()) << ToString(spec.status());
+  EXPECT_THAT(spec->eos_ids, ElementsAre(2, 4));
+}
+
+TEST(ModelSpec, KimiK2IsTheSameClass) {
+  Json c = Deepseek();
+  c["model_type"] = "kimi_k2";
+  EXPECT_EQ(Good(c).family, "deepseek_v3");
+}
+
+TEST(ModelSpec, LayersBeforeFirstKAreDenseAndFrequencyThinsTheRest) {
+  Json c = Deepseek();
+  c["num_hidden_layers"] = 6;
+  c["first_k_dense_replace"] = 1;
+  c["moe_layer_freq"] = 2;
+  std::string kinds;
+  for (const LayerSpec& l : Good(c).layers) kinds += l.ffn == FfnKind::kMoe ? 'M' : 'd';
+  EXPECT_EQ(kinds, "ddMdMd");
+}
+
+TEST(ModelSpec, BothRopeSpellingsGiveTheSameFrequencies) {
+  Json old_spelling = Mixtral(), new_spelling = Mixtral();
+  old_spelling["rope_theta"] = 500000.0;
+  old_spelling["rope_scaling"] = {{"type", "linear"}, {"factor", 4.0}};
+  new_spelling.erase("rope_theta");
+  new_spelling.erase("rope_scaling");
+  new_spelling["rope_parameters"] = {{"rope_type", "linear"}, {"rope_theta", 500000.0}, {"factor", 4.0}};
+  EXPECT_EQ(Good(old_spelling).rope.inv_freq, Good(new_spelling).rope.inv_freq);
+  EXPECT_FLOAT_EQ(Good(old_spelling).rope.inv_freq[0], 0.25f);
+}
+
+// Check values of MODELS.md for DeepSeek-V3: low 10, high 23 of 32 lanes; scale times 1.8738542.
+TEST(ModelSpec, YarnKeepsFastLanesAndStretchesSlowOnes) {
+  Json c = Deepseek();
+  c["qk_nope_head_dim"] = 128;
+  c["qk_rope_head_dim"] = 64;
+  c["max_position_embeddings"] = 163840;
+  c["rope_scaling"] = {{"type", "yarn"},       {"factor", 40},   {"original_max_position_embeddings", 4096},
+                       {"beta_fast", 32},      {"beta_slow", 1}, {"mscale", 1.0},
+                       {"mscale_all_dim", 1.0}};
+  const ModelSpec spec = Good(c);
+  const auto base = [](int i) { return std::pow(10000.0, -2.0 * i / 64); };
+  EXPECT_NEAR(spec.rope.inv_freq[10] / base(10), 1.0, 1e-6);
+  EXPECT_LT(spec.rope.inv_freq[11] / base(11), 0.99);
+  EXPECT_GT(spec.rope.inv_freq[22] / base(22), 1.5 / 40);
+  EXPECT_NEAR(spec.rope.inv_freq[23] / base(23), 1.0 / 40, 1e-7);
+  EXPECT_FLOAT_EQ(spec.rope.attention_scaling, 1.0f);
+  EXPECT_NEAR(spec.mla.scale, 0.1352338, 1e-6);
+}
+
+TEST(ModelSpec, YarnWithoutMscaleScalesTheTables) {
+  Json c = Mixtral();
+  c["rope_scaling"] = {{"rope_type", "yarn"}, {"factor", 8}, {"original_max_position_embeddings", 64}};
+  EXPECT_NEAR(Good(c).rope.attention_scaling, 0.1 * std::log(8) + 1, 1e-6);
+}
+
+TEST(ModelSpec, Llama3WithEqualBandsHasNoMiddle) {
+  Json c = Mixtral();
+  c["rope_scaling"] = {{"rope_type", "llama3"},
+                       {"factor", 16},
+                       {"low_freq_factor", 1.0},
+                       {"high_freq_factor", 1.0},
+                       {"original_max_position_embeddings", 64}};
+  for (float w : Good(c).rope.inv_freq) EXPECT_TRUE(std::isfinite(w));
+  EXPECT_FLOAT_EQ(Good(c).rope.inv_freq[0], 1.0f);
+  EXPECT_NEAR(Good(c).rope.inv_freq[7], std::pow(10000.0, -14.0 / 16) / 16, 1e-9);
+}
+
+struct BadConfig {
+  const char* name;
+  const char* base;  // d or m
+  Json patch;
+  const char* message;
+};
+
+class BadConfigs : public ::testing::TestWithParam<BadConfig> {};
+
+TEST_P(BadConfigs, IsOneClearError) {
+  Json c = GetParam().base[0] == 'd' ? Deepseek() : Mixtral();
+  c.update(GetParam().patch);
+  EXPECT_THAT(Error(c), HasSubstr(GetParam().message));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, BadConfigs,
+    ::testing::Values(
+        BadConfig{"family",
+                  "m",
+                  {{"model_type", "gpt9"}},
+                  "UNIMPLEMENTED: config.json: model_type \"gpt9\" is not a known family; known: "
+                  "deepseek_v3, kimi_k2, mixtral"},
+        BadConfig{"zero_hidden",
+                  "m",
+                  {{"hidden_size", 0}},
+                  "INVALID_ARGUMENT: config.json: hidden_size: expected an integer in 1..131072, got 0"},
+        BadConfig{"huge_hidden",
+                  "m",
+                  {{"hidden_size", 1e18}},
+                  "hidden_size: expected an integer in 1..131072, got 1e+18"},
+        BadConfig{"negative", "m", {{"num_hidden_layers", -1}}, "num_hidden_layers: expected an integer"},
+        BadConfig{"text", "m", {{"num_hidden_layers", "3"}}, "got \"3\""},
+        BadConfig{"fraction", "m", {{"num_hidden_layers", 3.5}}, "got 3.5"},
+        BadConfig{"missing", "m", {{"num_local_experts", nullptr}}, "num_local_experts: missing"},
+        BadConfig{"heads",
+                  "m",
+                  {{"num_attention_heads", 3}, {"num_key_value_heads", 2}},
+                  "expected a divisor of num_attention_heads 3, got 2"},
+        BadConfig{"top_k", "m", {{"num_experts_per_tok", 9}}, "expected at most num_local_experts 8, got 9"},
+        BadConfig{"odd_head", "m", {{"head_dim", 7}}, "head_dim: expected an even number, got 7"},
+        BadConfig{"act",
+                  "m",
+                  {{"hidden_act", "relu"}},
+                  "UNIMPLEMENTED: config.json: hidden_act: \"relu\" is not supported; supported: silu, "
+                  "gelu_pytorch_tanh"},
+        BadConfig{"quantised",
+                  "m",
+                  {{"quantization_config", {{"quant_method", "fp8"}}}},
+                  "quantised storage (fp8)"},
+        BadConfig{"longrope",
+                  "m",
+                  {{"rope_scaling", {{"type", "longrope"}}}},
+                  "rope_scaling.rope_type: \"longrope\" is not supported"},
+        BadConfig{"rope_text", "m", {{"rope_scaling", "yarn"}}, "rope_scaling: expected an object"},
+        BadConfig{
+            "eos", "m", {{"eos_token_id", 99999}}, "eos_token_id: expected integers in 0..319, got 99999"},
+        BadConfig{"many_experts",
+                  "m",
+                  {{"num_local_experts", 32768}, {"num_hidden_layers", 4096}},
+                  "134217728 routed experts"},
+        BadConfig{"bias", "d", {{"attention_bias", true}}, "attention_bias: true is not supported"},
+        BadConfig{"topk_method",
+                  "d",
+                  {{"topk_method", "greedy"}},
+                  "topk_method: \"greedy\" is not supported; supported: noaux_tc"},
+        BadConfig{"scoring",
+                  "d",
+                  {{"scoring_func", "softmax"}},
+                  "scoring_func: \"softmax\" is not supported; supported: sigmoid"},
+        BadConfig{
+            "groups", "d", {{"n_group", 3}}, "n_group: expected a divisor of n_routed_experts 8, got 3"},
+        BadConfig{"kept", "d", {{"topk_group", 3}}, "topk_group: expected at most n_group 2, got 3"},
+        BadConfig{"lone", "d", {{"n_group", 8}, {"topk_group", 4}}, "at least two experts a group, got 1"},
+        BadConfig{"kept_few",
+                  "d",
+                  {{"num_experts_per_tok", 5}},
+                  "num_experts_per_tok: expected at most the 4 experts of the kept groups, got 5"},
+        BadConfig{"kv_heads",
+                  "d",
+                  {{"num_key_value_heads", 1}},
+                  "num_key_value_heads: expected num_attention_heads 2"},
+        BadConfig{"eps", "d", {{"rms_norm_eps", "1e-6"}}, "rms_norm_eps: expected a number"}),
+    [](const auto& param_info) { return std::string(param_info.param.name); });
+
+TEST(ModelSpec, TextThatIsNotJsonNamesThePlace) {
+  const auto error = [](const char* text) { return ToString(ParseModelSpec(text, "config.json").status()); };
+  EXPECT_THAT(error("{\"hidden_size\": NaN}"), HasSubstr("config.json: not valid JSON"));
+  EXPECT_THAT(error("{\"hidden_size\": 1e999}"), HasSubstr("config.json: not valid JSON"));
+  EXPECT_THAT(error(""), HasSubstr("config.json: not valid JSON"));
+  EXPECT_THAT(error("[1]"), HasSubstr("expected a JSON object"));
+  EXPECT_THAT(error("{\"a\": 1, \"a\": 2}"), HasSubstr("key \"a\" comes twice"));
+  EXPECT_THAT(error("{}"), HasSubstr("model_type: missing"));
+  EXPECT_THAT(error(std::string(200000, '[').c_str()), HasSubstr("not valid JSON"));
+}
+
+TEST(ModelSpec, EveryDamagedConfigIsAnErrorOrAnotherModel) {
+  for (const std::string& good : {Deepseek().dump(), Mixtral().dump()}) {
+    for (uint32_t round = 0; round < 3000; ++round) {
+      std::string bad = good;
+      for (uint32_t k = 0; k < 1 + round % 3; ++k) {
+        const auto at = static_cast<size_t>(PhiloxUniform(7, k, round) * static_cast<double>(bad.size()));
+        constexpr std::string_view kBytes = "0123456789.-eE\"{}[],:nul \x80";
+        bad[at] =
+            kBytes[static_cast<size_t>(PhiloxUniform(8, k, round) * static_cast<double>(kBytes.size()))];
+      }
+      const auto spec = ParseModelSpec(bad, "config.json");
+      EXPECT_TRUE(spec.ok() || !Message(spec.status()).empty());
+    }
+  }
+}
+
+}  // namespace
+}  // namespace consilium

@@ -1,0 +1,231 @@
+#include "common/net/grpc_channel.h"
+
+#include <grpcpp/create_channel.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/security/credentials.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+
+#include "common/base/limits.h"
+#include "common/base/status.h"
+#include "common/net/grpc_frames.h"
+
+namespace consilium {
+
+using grpc_net::MemberTag;
+
+struct GrpcIo::Impl {
+  struct Queue {
+    grpc::CompletionQueue queue;
+    std::thread thread{[this] { grpc_net::ServeQueue(&queue); }};
+  };
+  std::vector<std::unique_ptr<Queue>> queues;
+  std::atomic<uint32_t> next{0};
+
+  grpc::CompletionQueue* Pick() { return &queues[next++ % queues.size()]->queue; }
+};
+
+GrpcIo::GrpcIo(uint32_t threads) : impl_(std::make_unique<Impl>()) {
+  for (uint32_t i = 0; i < std::max(1u, threads); ++i)
+    impl_->queues.push_back(std::make_unique<Impl::Queue>());
+}
+
+GrpcIo::~GrpcIo() {
+  for (auto& q : impl_->queues) q->queue.Shutdown();
+  for (auto& q : impl_->queues) q->thread.join();
+}
+
+namespace {
+
+constexpr int kBackoffMinMs = 50;
+constexpr int kBackoffMaxMs = 1000;
+
+// One attempt: from StartCall to Finish. Its tags keep it alive.
+class ClientStream final : public FrameLink, public std::enable_shared_from_this<ClientStream> {
+ public:
+  // `on_finished` is called once, as the last thing.
+  ClientStream(ChannelSession* session, BufferPool* pool, std::function<void(absl::Status)> on_finished)
+      : session_(session), pool_(pool), on_finished_(std::move(on_finished)) {}
+
+  void Start(grpc::GenericStub* stub, grpc::CompletionQueue* queue) {
+    context_.set_wait_for_ready(true);
+    stream_ = stub->PrepareCall(&context_, grpc_net::kExchangeMethod, queue);
+    stream_->StartCall(start_tag_.Arm());
+  }
+
+  void Write(WireFrame frame) override {
+    std::lock_guard lock(mutex_);
+    if (dead_) return;
+    if (queue_.size() >= kLinkQueueFramesMax) {
+      dead_ = true;
+      why_ = ResourceExhausted("more than " + std::to_string(kLinkQueueFramesMax) +
+                               " frames wait to be written");
+      context_.TryCancel();
+      return;
+    }
+    if (writing_) {
+      queue_.Push(std::move(frame));
+      return;
+    }
+    writing_ = true;
+    stream_->Write(grpc_net::ToByteBuffer(std::move(frame)), write_tag_.Arm());
+  }
+
+  void Close(const absl::Status& why) override {
+    std::lock_guard lock(mutex_);
+    if (!dead_) why_ = why;
+    dead_ = true;
+    queue_.Clear();
+    context_.TryCancel();
+  }
+
+ private:
+  void Started(bool ok) {
+    if (!ok) return Finish();
+    session_->OnLinkUp(shared_from_this());
+    stream_->Read(&incoming_, read_tag_.Arm());
+  }
+
+  void HaveRead(bool ok) {
+    if (!ok) return Finish();
+    absl::Status status = session_->OnFrame(WireFrame{grpc_net::ToBuffer(incoming_, pool_), false, {}});
+    if (!status.ok()) Close(status);
+    stream_->Read(&incoming_, read_tag_.Arm());
+  }
+
+  void Written(bool ok) {
+    std::lock_guard lock(mutex_);
+    writing_ = false;
+    if (!ok) dead_ = true;
+    if (dead_) queue_.Clear();
+    if (queue_.empty()) return;
+    writing_ = true;
+    WireFrame frame = queue_.Pop();
+    grpc::WriteOptions options;
+    if (!queue_.empty()) options.set_buffer_hint();  // the next one follows at once
+    stream_->Write(grpc_net::ToByteBuffer(std::move(frame)), options, write_tag_.Arm());
+  }
+
+  void Finish() { stream_->Finish(&status_, finish_tag_.Arm()); }
+
+  void Finished(bool) {
+    absl::Status why;
+    {
+      std::lock_guard lock(mutex_);
+      dead_ = true;
+      queue_.Clear();
+      why = why_.ok() ? grpc_net::FromGrpc(status_) : why_;
+    }
+    if (why.ok()) why = Unavailable("the shard ended the stream");
+    on_finished_(std::move(why));
+  }
+
+  ChannelSession* const session_;
+  BufferPool* const pool_;
+  const std::function<void(absl::Status)> on_finished_;
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::GenericClientAsyncReaderWriter> stream_;
+  grpc::ByteBuffer incoming_;
+  grpc::Status status_;
+  MemberTag<ClientStream> start_tag_{this, &ClientStream::Started};
+  MemberTag<ClientStream> read_tag_{this, &ClientStream::HaveRead};
+  MemberTag<ClientStream> write_tag_{this, &ClientStream::Written};
+  MemberTag<ClientStream> finish_tag_{this, &ClientStream::Finished};
+
+  std::mutex mutex_;
+  bool writing_ = false, dead_ = false;
+  absl::Status why_;
+  grpc_net::FrameQueue queue_;
+};
+
+}  // namespace
+
+struct GrpcChannel::Impl final : grpc_net::Tag {
+  Impl(std::string address, Lane lane, RouterHello hello, GrpcIo* io, BufferPool* pool_in, Sink* sink)
+      : pool(pool_in),
+        session(std::move(hello), lane, pool_in, sink),
+        queue(io->impl()->Pick()),
+        channel(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(),
+                                          grpc_net::ClientArguments(lane))),
+        stub(channel) {
+    std::lock_guard lock(mutex);
+    Connect();
+  }
+
+  // Under the lock.
+  void Connect() {
+    stream =
+        std::make_shared<ClientStream>(&session, pool, [this](absl::Status why) { Ended(std::move(why)); });
+    stream->Start(&stub, queue);
+  }
+
+  // On a queue thread, the last call of a stream.
+  void Ended(absl::Status why) {
+    const bool was_up = session.up();
+    session.OnLinkDown(why);
+    std::lock_guard lock(mutex);
+    stream.reset();
+    if (closing) {
+      done.notify_all();
+      return;
+    }
+    backoff_ms = was_up ? kBackoffMinMs : std::min(backoff_ms * 2, kBackoffMaxMs);
+    waiting = true;
+    alarm.Set(queue, std::chrono::system_clock::now() + std::chrono::milliseconds(backoff_ms), this);
+  }
+
+  // The backoff is over, or cancelled.
+  void Done(bool) override {
+    std::lock_guard lock(mutex);
+    waiting = false;
+    if (closing) {
+      done.notify_all();
+    } else {
+      Connect();
+    }
+  }
+
+  void Close() {
+    std::unique_lock lock(mutex);
+    closing = true;
+    if (stream != nullptr) {
+      const std::shared_ptr<ClientStream> current = stream;
+      lock.unlock();
+      current->Close(Cancelled("the channel was closed"));
+      lock.lock();
+    }
+    if (waiting) alarm.Cancel();
+    done.wait(lock, [this] { return stream == nullptr && !waiting; });
+  }
+
+  BufferPool* const pool;
+  ChannelSession session;
+  grpc::CompletionQueue* const queue;
+  std::shared_ptr<grpc::Channel> channel;
+  grpc::GenericStub stub;
+
+  std::mutex mutex;
+  std::condition_variable done;
+  std::shared_ptr<ClientStream> stream;
+  grpc::Alarm alarm;
+  int backoff_ms = kBackoffMinMs;
+  bool closing = false, waiting = false;
+};
+
+GrpcChannel::GrpcChannel(std::string address, Lane lane, RouterHello hello, GrpcIo* io, BufferPool* pool,
+                         Sink* sink)
+    : impl_(std::make_unique<Impl>(std::move(address), lane, std::move(hello), io, pool, sink)) {}
+
+GrpcChannel::~GrpcChannel() { impl_->Close(); }
+
+absl::Status GrpcChannel::Send(CallId call, std::shared_ptr<const CallBody> body,
+                               const CallOptions& options) {
+  return impl_->session.Send(call, *body, options);
+}
+
+void GrpcChannel::Cancel(CallId call) { impl_->session.Cancel(call); }
+
+}  // namespace consilium

@@ -1,0 +1,94 @@
+// What client and server of the gRPC transport share. Private to net_grpc: includes gRPC.
+#pragma once
+#include <grpcpp/alarm.h>
+#include <grpcpp/completion_queue.h>
+#include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/channel_arguments.h>
+#include <grpcpp/support/status.h>
+
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/net/expert_channel.h"
+#include "common/net/frame.h"
+
+namespace consilium::grpc_net {
+
+inline constexpr char kExchangeMethod[] = "/consilium.expert.v1.ExpertShard/Exchange";
+
+// What lies in a completion queue.
+class Tag {
+ public:
+  virtual ~Tag() = default;
+  virtual void Done(bool ok) = 0;
+};
+
+// A tag that calls a member of `T` and keeps it alive meanwhile. Armed at most once at a time.
+template <class T>
+class MemberTag final : public Tag {
+ public:
+  MemberTag(T* owner, void (T::*done)(bool)) : owner_(owner), done_(done) {}
+  void* Arm() {
+    keep_ = owner_->shared_from_this();
+    return this;
+  }
+  void Done(bool ok) override {
+    const std::shared_ptr<T> keep = std::move(keep_);
+    (owner_->*done_)(ok);
+  }
+
+ private:
+  T* const owner_;
+  void (T::* const done_)(bool);
+  std::shared_ptr<T> keep_;
+};
+
+// Frame -> slices over pooled memory (released when gRPC is done with them), and back into an aligned pooled
+// buffer.
+grpc::ByteBuffer ToByteBuffer(WireFrame frame);
+BufferRef ToBuffer(const grpc::ByteBuffer& bytes, BufferPool* pool);
+
+// FIFO of frames to write; capacity is kept.
+class FrameQueue {
+ public:
+  bool empty() const { return head_ == frames_.size(); }
+  size_t size() const { return frames_.size() - head_; }
+  void Push(WireFrame frame) { frames_.push_back(std::move(frame)); }
+  WireFrame Pop() {
+    WireFrame frame = std::move(frames_[head_++]);
+    if (empty()) {
+      frames_.clear();
+      head_ = 0;
+    } else if (head_ >= 1024) {
+      frames_.erase(frames_.begin(), frames_.begin() + static_cast<std::ptrdiff_t>(head_));
+      head_ = 0;
+    }
+    return frame;
+  }
+  void Clear() {
+    frames_.clear();
+    head_ = 0;
+  }
+
+ private:
+  std::vector<WireFrame> frames_;
+  size_t head_ = 0;
+};
+
+// Channel arguments of WIRE.md. Lane only concerns the client: a connection per lane.
+grpc::ChannelArguments ClientArguments(Lane lane);
+absl::Status FromGrpc(const grpc::Status& status);
+grpc::Status ToGrpc(const absl::Status& status);
+
+// Serves one completion queue until it is shut down and empty.
+inline void ServeQueue(grpc::CompletionQueue* queue) {
+  void* tag = nullptr;
+  bool ok = false;
+  while (queue->Next(&tag, &ok)) static_cast<Tag*>(tag)->Done(ok);
+}
+
+}  // namespace consilium::grpc_net

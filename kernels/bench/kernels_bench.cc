@@ -1,0 +1,166 @@
+// Question: how close do the CPU kernels of class f32 come to what the machine can do?
+// Bounds, both measured in the same run (bench/peaks.cc): plain read bandwidth of a 512 MiB buffer; f32 fma
+// peak. Formulas: bytes = weights (or keys and values) read once per call; flops = 2 * rows * out * in (6 *
+// rows * hidden * inter for a gated FFN; 2 * heads * keys * (k_dim + v_dim) for attention). Weights rotate
+// through at least 256 MiB, so every call finds them in memory, not in cache. Counters: GB/s, GFLOP/s, and
+// their share of the peak of as many threads. Few rows are bound by memory, many by arithmetic; the bound
+// that matters is the larger of the two shares. Run: kernels_bench --benchmark_repetitions=5
+// --benchmark_report_aggregates_only=true
+#include <benchmark/benchmark.h>
+
+#include <memory>
+#include <vector>
+
+#include "common/base/hash.h"
+#include "common/exec/kernel_pool.h"
+#include "kernels/api/kernels.h"
+#include "kernels/bench/peaks.h"
+
+namespace consilium::kernels {
+namespace {
+
+constexpr size_t kRotateBytes = size_t{256} << 20;
+
+std::vector<float> Floats(size_t n) {
+  std::vector<float> v(n);
+  for (size_t i = 0; i < n; ++i) v[i] = static_cast<float>(static_cast<int>(Mix(1, i) % 2001) - 1000) * 1e-3f;
+  return v;
+}
+
+PackedMatrix Matrix(DType dtype, uint32_t out, uint32_t in) {
+  const std::vector<float> wide = Floats(size_t{out} * in);
+  if (dtype == DType::kF32) return PackF32(wide, out, in);
+  std::vector<uint16_t> half(wide.size());
+  for (size_t i = 0; i < half.size(); ++i) {
+    half[i] = static_cast<uint16_t>(__builtin_bit_cast(uint32_t, wide[i]) >> 16);
+  }
+  return Pack(dtype, reinterpret_cast<const std::byte*>(half.data()), out, in);
+}
+
+void Report(benchmark::State& state, uint32_t threads, double bytes, double flops) {
+  using benchmark::Counter;
+  const double n = static_cast<double>(state.iterations());
+  state.counters["GB/s"] = Counter(n * bytes * 1e-9, Counter::kIsRate);
+  state.counters["GFLOP/s"] = Counter(n * flops * 1e-9, Counter::kIsRate);
+  state.counters["of_read"] = Counter(n * bytes / bench::ReadBandwidth(threads), Counter::kIsRate);
+  state.counters["of_fma"] = Counter(n * flops / bench::FmaPeak(threads), Counter::kIsRate);
+}
+
+void BM_Peaks(benchmark::State& state) {
+  const uint32_t threads = static_cast<uint32_t>(state.range(0));
+  for (auto _ : state) benchmark::DoNotOptimize(threads);
+  state.counters["read_GB/s"] = bench::ReadBandwidth(threads) * 1e-9;
+  state.counters["fma_GFLOP/s"] = bench::FmaPeak(threads) * 1e-9;
+}
+BENCHMARK(BM_Peaks)->ArgName("threads")->Arg(1)->Arg(2)->Iterations(1);
+
+// Args: table (index into AvailableOps), rows, threads.
+void GemmOf(benchmark::State& state, DType dtype, uint32_t out, uint32_t in) {
+  const Ops& ops = *FindOps(AvailableOps()[static_cast<size_t>(state.range(0))]).value();
+  const size_t rows = static_cast<size_t>(state.range(1));
+  const uint32_t threads = static_cast<uint32_t>(state.range(2));
+  KernelPool pool(threads);
+  std::vector<PackedMatrix> weights;
+  for (size_t bytes = 0; bytes < kRotateBytes; bytes += weights.back().bytes())
+    weights.push_back(Matrix(dtype, out, in));
+  const std::vector<float> x = Floats(rows * in);
+  std::vector<float> y(rows * out);
+  size_t i = 0;
+  for (auto _ : state) {
+    Gemm(ops, &pool, weights[i++ % weights.size()], {x.data(), in, rows}, {y.data(), out, rows});
+    benchmark::ClobberMemory();
+  }
+  state.SetLabel(std::string(ops.name) + " " + std::string(DTypeName(dtype)));
+  Report(state, threads, static_cast<double>(weights[0].bytes()), 2.0 * static_cast<double>(rows) * out * in);
+}
+void BM_GemvBf16(benchmark::State& state) { GemmOf(state, DType::kBf16, 4096, 4096); }
+void BM_GemvF32(benchmark::State& state) { GemmOf(state, DType::kF32, 4096, 4096); }
+void BM_GemmBf16(benchmark::State& state) { GemmOf(state, DType::kBf16, 2048, 2048); }
+
+void Tables(benchmark::internal::Benchmark* b, std::vector<int64_t> rows) {
+  b->ArgNames({"table", "rows", "threads"})->UseRealTime()->Unit(benchmark::kMicrosecond);
+  const int64_t tables = static_cast<int64_t>(AvailableOps().size());
+  for (int64_t t = tables > 2 ? 2 : 1; t < tables; ++t) {  // scalar only where there is nothing else
+    for (int64_t r : rows) {
+      for (int64_t threads : {1, 2}) b->Args({t, r, threads});
+    }
+  }
+}
+BENCHMARK(BM_GemvBf16)->Apply([](auto* b) { Tables(b, {1}); });
+BENCHMARK(BM_GemvF32)->Apply([](auto* b) { Tables(b, {1}); });
+BENCHMARK(BM_GemmBf16)->Apply([](auto* b) { Tables(b, {4, 8, 16, 64, 256}); });
+
+// Rows per expert, 16 experts of hidden 2048, inter 1408 (DeepSeek-V2-Lite), bf16.
+void BM_GroupedFfn(benchmark::State& state) {
+  constexpr uint32_t kHidden = 2048, kInter = 1408, kExperts = 16;
+  const Ops& ops = *FindOps(AvailableOps()[static_cast<size_t>(state.range(0))]).value();
+  const uint32_t rows = static_cast<uint32_t>(state.range(1));
+  const uint32_t threads = static_cast<uint32_t>(state.range(2));
+  KernelPool pool(threads);
+  static std::vector<FfnWeights> weights;
+  while (weights.size() < kExperts) {
+    FfnWeights w;
+    w.gate = Matrix(DType::kBf16, kInter, kHidden);
+    w.up = Matrix(DType::kBf16, kInter, kHidden);
+    w.down = Matrix(DType::kBf16, kHidden, kInter);
+    weights.push_back(std::move(w));
+  }
+  const size_t total = size_t{rows} * kExperts;
+  const std::vector<float> x = Floats(total * kHidden);
+  std::vector<float> y(total * kHidden);
+  std::vector<FfnRow> ffn_rows;  // in an order without a stride, as rows of many frames come
+  for (size_t i = 0; i < total; ++i) {
+    const size_t at = (i * 7919) % total;
+    ffn_rows.push_back({x.data() + at * kHidden, y.data() + at * kHidden});
+  }
+  std::vector<FfnGroup> groups;
+  for (uint32_t e = 0; e < kExperts; ++e) groups.push_back({&weights[e], e * rows, rows});
+  GroupedFfn ffn;
+  for (auto _ : state) {
+    ffn.Run(ops, &pool, groups, ffn_rows);
+    benchmark::ClobberMemory();
+  }
+  state.SetLabel(std::string(ops.name) + " BF16");
+  Report(state, threads, kExperts * static_cast<double>(weights[0].bytes()),
+         6.0 * static_cast<double>(total) * kHidden * kInter);
+}
+BENCHMARK(BM_GroupedFfn)->Apply([](auto* b) { Tables(b, {1, 2, 4, 16, 64}); });
+
+// `rows` decode rows of separate sequences of 4096 keys each.
+void AttentionOf(benchmark::State& state, AttentionShape shape) {
+  constexpr uint32_t kKeys = 4096;
+  const Ops& ops = *FindOps(AvailableOps()[static_cast<size_t>(state.range(0))]).value();
+  const size_t rows = static_cast<size_t>(state.range(1));
+  const uint32_t threads = static_cast<uint32_t>(state.range(2));
+  KernelPool pool(threads);
+  const size_t pages = rows * kKeys / kKvPageTokens;
+  const std::vector<float> k = Floats(pages * shape.page_k_floats()),
+                           v = Floats(pages * shape.page_v_floats());
+  std::vector<const float*> k_pages, v_pages;
+  for (size_t p = 0; p < pages; ++p) {
+    k_pages.push_back(k.data() + p * shape.page_k_floats());
+    v_pages.push_back(v.data() + p * shape.page_v_floats());
+  }
+  const std::vector<float> q = Floats(rows * shape.q_heads * shape.k_dim);
+  std::vector<float> out(rows * shape.q_heads * shape.v_dim);
+  std::vector<AttentionRow> list;
+  for (size_t r = 0; r < rows; ++r) {
+    const size_t first = r * kKeys / kKvPageTokens;
+    list.push_back({q.data() + r * shape.q_heads * shape.k_dim, out.data() + r * shape.q_heads * shape.v_dim,
+                    kKeys - 1, k_pages.data() + first, v_pages.data() + first});
+  }
+  for (auto _ : state) {
+    Attention(ops, &pool, shape, list);
+    benchmark::ClobberMemory();
+  }
+  state.SetLabel(std::string(ops.name));
+  Report(state, threads, static_cast<double>((k.size() + v.size()) * sizeof(float)),
+         2.0 * static_cast<double>(rows) * shape.q_heads * kKeys * (shape.k_dim + shape.v_dim));
+}
+void BM_AttentionGqa(benchmark::State& state) { AttentionOf(state, {32, 8, 128, 128, 0.088f, 0}); }
+void BM_AttentionMla(benchmark::State& state) { AttentionOf(state, {16, 1, 576, 512, 0.1147f, 0}); }
+BENCHMARK(BM_AttentionGqa)->Apply([](auto* b) { Tables(b, {1, 8}); });
+BENCHMARK(BM_AttentionMla)->Apply([](auto* b) { Tables(b, {1, 8}); });
+
+}  // namespace
+}  // namespace consilium::kernels

@@ -1,0 +1,13 @@
+// What this machine can do at best, measured in the same run as the kernels that are compared with it.
+#pragma once
+#include <cstdint>
+
+namespace consilium::bench {
+
+// Plain reads of a buffer far beyond the caches, the best of 1, 4 and 8 streams side by side; bytes/s, all
+// `threads` together.
+double ReadBandwidth(uint32_t threads);
+// Independent f32 fma chains in registers, flop/s, all `threads` together, widest vectors of the machine.
+double FmaPeak(uint32_t threads);
+
+}  // namespace consilium::bench

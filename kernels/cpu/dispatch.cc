@@ -1,0 +1,104 @@
+// The tables of this machine: what the processor can run, chosen once.
+#include <string>
+#include <vector>
+
+#include "common/base/status.h"
+#include "kernels/api/kernels.h"
+#include "kernels/cpu/raw.h"
+#include "kernels/ref/ref_kernels.h"
+
+namespace consilium::kernels {
+namespace {
+
+void KvWrite(const AttentionShape& shape, const float* k, const float* v, uint32_t slot, float* k_page,
+             float* v_page) {
+  kRefOps.kv_write(shape, k, v, slot, k_page, v_page);  // moves only; no arithmetic
+}
+
+// The functions of Ops for one raw table.
+template <const RawOps& kRaw>
+struct Table {
+  static void Gemm(const PackedMatrix& w, ConstRows x, Rows y, uint32_t panel_begin, uint32_t panel_end,
+                   const float* bias) {
+    kRaw.gemm(RawGemm{w.data.get(), w.panel_bytes(), w.out, w.in, w.dtype == DType::kBf16, x.data, x.stride,
+                      x.count, y.data, y.stride, panel_begin, panel_end, bias});
+  }
+  static void RmsNorm(ConstRows x, const float* weight, uint32_t n, float eps, Rows y) {
+    kRaw.rms_norm(x.data, x.stride, x.count, weight, n, eps, y.data, y.stride);
+  }
+  static void Gated(Activation act, const float* gate, const float* up, uint32_t n, float* a) {
+    kRaw.gated(act == Activation::kGeluTanh, gate, up, n, a);
+  }
+  static void Rope(float* x, uint32_t n, bool interleaved, const float* cos, const float* sin) {
+    CHECK_MSG(n <= kRopeDimMax, "rotary dimension " + std::to_string(n));
+    kRaw.rope(x, n, interleaved, cos, sin);
+  }
+  static void Attention(const AttentionShape& s, const AttentionRow* rows, size_t count, uint32_t head_begin,
+                        uint32_t head_end, float* scratch) {
+    for (size_t r = 0; r < count; ++r) {
+      kRaw.attention(RawAttention{s.q_heads, s.kv_heads, s.k_dim, s.v_dim, s.scale, s.window, head_begin,
+                                  head_end, rows[r].q, rows[r].out, rows[r].position, rows[r].k_pages,
+                                  rows[r].v_pages, scratch});
+    }
+  }
+  static constexpr Ops Make(std::string_view name) {
+    return {name,    Gemm,         RmsNorm,  Gated,       Rope,        Attention,
+            KvWrite, kRaw.combine, kRaw.add, kRaw.scores, kRaw.weights};
+  }
+};
+
+const Ops& ScalarOps() {
+  static const Ops ops = Table<kScalarRaw>::Make("scalar");
+  return ops;
+}
+
+#if defined(CONSILIUM_X86_KERNELS)
+const Ops& Avx2Ops() {
+  static const Ops ops = Table<kAvx2Raw>::Make("avx2");
+  return ops;
+}
+const Ops& Avx512Ops() {
+  static const Ops ops = Table<kAvx512Raw>::Make("avx512");
+  return ops;
+}
+bool HasAvx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool HasAvx512() {
+  return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+std::vector<const Ops*> MakeTables() {
+  std::vector<const Ops*> tables = {&kRefOps, &ScalarOps()};
+#if defined(CONSILIUM_X86_KERNELS)
+  __builtin_cpu_init();
+  if (HasAvx2()) tables.push_back(&Avx2Ops());
+  if (HasAvx512()) tables.push_back(&Avx512Ops());
+#endif
+  return tables;
+}
+
+const std::vector<const Ops*>& Tables() {
+  static const std::vector<const Ops*> tables = MakeTables();
+  return tables;
+}
+
+}  // namespace
+
+std::vector<std::string_view> AvailableOps() {
+  std::vector<std::string_view> names;
+  for (const Ops* ops : Tables()) names.push_back(ops->name);
+  return names;
+}
+
+absl::StatusOr<const Ops*> FindOps(std::string_view name) {
+  if (name == "auto") return Tables().back();
+  std::string known = "auto";
+  for (const Ops* ops : Tables()) {
+    if (ops->name == name) return ops;
+    known += ", " + std::string(ops->name);
+  }
+  return InvalidArgument("no kernels \"" + std::string(name) + "\" on this machine; available: " + known);
+}
+
+}  // namespace consilium::kernels

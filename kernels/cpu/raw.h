@@ -1,0 +1,59 @@
+// The seam between ordinary code and files compiled with AVX flags: plain structs and function pointers.
+// Those files include nothing but this, numerics.h and intrinsics, so no inline function of ours or of the
+// standard library is compiled with instructions the machine may lack.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace consilium::kernels {
+
+struct RawGemm {
+  const void* data;  // packed panels
+  size_t panel_bytes;
+  uint32_t out, in;
+  bool bf16;
+  const float* x;
+  size_t x_stride;
+  size_t rows;
+  float* y;
+  size_t y_stride;
+  uint32_t panel_begin, panel_end;
+  const float* bias;
+};
+
+// One query row, the query heads [head_begin, head_end).
+struct RawAttention {
+  uint32_t q_heads, kv_heads, k_dim, v_dim;
+  float scale;
+  uint32_t window;
+  uint32_t head_begin, head_end;
+  const float* q;
+  float* out;
+  uint32_t position;
+  const float* const* k_pages;
+  const float* const* v_pages;
+  float* scratch;
+};
+
+struct RawOps {
+  void (*gemm)(const RawGemm& g);
+  void (*rms_norm)(const float* x, size_t x_stride, size_t rows, const float* weight, uint32_t n, float eps,
+                   float* y, size_t y_stride);
+  void (*gated)(bool gelu, const float* gate, const float* up, uint32_t n, float* a);
+  void (*rope)(float* x, uint32_t n, bool interleaved, const float* cos, const float* sin);
+  void (*attention)(const RawAttention& a);
+  void (*combine)(const float* residual, const float* shared, const float* const* slots, const float* weights,
+                  uint32_t top_k, uint32_t n, float* out);
+  void (*add)(const float* a, const float* b, uint32_t n, float* out);
+  // out[i] = exp(x[i] - shift), or the sigmoid of x[i].
+  void (*scores)(bool sigmoid, const float* x, float shift, uint32_t n, float* out);
+  void (*weights)(const float* x, double max, double temperature, uint32_t n, double* out);
+};
+
+extern const RawOps kScalarRaw;
+extern const RawOps kAvx2Raw;
+extern const RawOps kAvx512Raw;
+
+inline constexpr uint32_t kRopeDimMax = 1024;  // per head; bounds a stack buffer
+
+}  // namespace consilium::kernels

@@ -1,0 +1,595 @@
+#include "services/attention/attention_core.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <deque>
+#include <map>
+
+#include "common/base/limits.h"
+#include "common/testing/hash_backend.h"
+
+namespace consilium {
+namespace {
+
+using Tokens = std::vector<TokenId>;
+
+struct Outcome {
+  uint32_t accepted = 0, cached = 0, errors = 0, error_code = 0;
+  std::string error_text;
+  std::map<uint32_t, Tokens> tokens;  // choice -> generated
+  std::map<uint32_t, FinishReason> finishes;
+  std::map<Position, float> prompt_logprobs;
+  bool ended(uint32_t n = 1) const { return errors > 0 || finishes.size() == n; }
+  bool operator==(const Outcome&) const = default;
+};
+
+SessionSubmit Submit(uint64_t request, size_t prompt, uint32_t max_tokens) {
+  SessionSubmit s;
+  s.request = request;
+  s.manifest = "m";
+  for (size_t i = 0; i < prompt; ++i)
+    s.prompt.push_back(static_cast<TokenId>((request * 131 + i * 17) % 1000));
+  s.sampling.seed = request;
+  s.max_tokens = max_tokens;
+  return s;
+}
+
+// A worker with the hash backend and two shards that answer at once, unless told otherwise.
+class Lab {
+ public:
+  explicit Lab(AttentionConfig c = {}, HashModel m = {})
+      : model(m), backend(m, &pool), config(Fit(c, m)), core(config, &pool) {
+    Place({{0, 1}, {0, 1}});
+  }
+
+  // holders: [0] the shards of even experts, [1] of odd ones.
+  void Place(std::vector<std::vector<uint32_t>> holders, uint32_t shards = 2) {
+    std::vector<PlacementShard> list;
+    for (uint32_t s = 0; s < shards; ++s) list.push_back({ShardId(s), "s" + std::to_string(s), "", 1});
+    std::vector<PlacementView::Entry> entries;
+    for (uint16_t l = 1; l < model.layers; ++l) {
+      for (uint16_t e = 0; e < model.experts; ++e) {
+        PlacementView::Entry entry{LayerId(l), ExpertId(e), {}};
+        for (uint32_t s : holders[e % 2]) entry.shards.push_back(ShardId(s));
+        entries.push_back(entry);
+      }
+    }
+    Post(attention_event::PlacementUpdate{std::make_shared<PlacementView>(
+        Epoch::Make(1, ++epoch), model.layers, model.experts, list, entries)});
+  }
+  void Post(AttentionEvent event) { events.push_back(std::move(event)); }
+  void Send(SessionSubmit submit, SessionId session = 1) {
+    Post(attention_event::Submit{session, std::move(submit)});
+  }
+  // Handles events until none is left.
+  void Settle(int steps = 1000000) {
+    while (!events.empty() && steps-- > 0) {
+      AttentionEvent e = std::move(events.front());
+      events.pop_front();
+      Handle(std::move(e));
+    }
+  }
+  void Wait(MonoTime us) {
+    now += us;
+    Post(attention_event::Timer{});
+    Settle();
+  }
+  void ChannelUp(ShardId shard, Credit given) {
+    for (Lane lane : {Lane::kDecode, Lane::kBulk}) Post(attention_event::ChannelUp{shard, lane, 1, given});
+  }
+  void ChannelDown(uint32_t shard) {
+    down[shard] = true;
+    std::erase_if(held, [&](const auto& c) { return c.shard.value == shard; });
+    for (Lane lane : {Lane::kDecode, Lane::kBulk}) {
+      Post(attention_event::ChannelDown{ShardId(shard), lane, absl::UnavailableError("gone")});
+    }
+  }
+  void Revive(uint32_t shard) {
+    down[shard] = false;
+    ChannelUp(ShardId(shard), credit);
+  }
+  void Answer(const attention_action::SendCall& c) {
+    frame::View view;
+    const WireFrame wire = c.body->Frame(c.call, c.options.epoch, c.options.budget_us, c.options.flags);
+    ASSERT_TRUE(frame::Decode(wire, &view).ok());
+    CallResult result;
+    result.call = c.call;
+    // The range lies before the payload.
+    const frame::Range range{0, static_cast<uint32_t>(view.slots.size())};
+    result.buffer = pool.Allocate(8 + view.slots.size() * 8);
+    std::memcpy(result.buffer.data(), &range, 8);
+    result.ranges = {reinterpret_cast<const frame::Range*>(result.buffer.data()), 1};
+    result.payload = result.buffer.data() + 8;
+    result.payload_bytes = view.slots.size() * 8;
+    for (size_t i = 0; i < view.slots.size(); ++i) {
+      uint64_t x;
+      std::memcpy(&x, view.payload.data() + view.slots[i].row * 8, 8);
+      const uint64_t y = HashExpert(view.header.layer, ExpertId(view.slots[i].expert), x);
+      std::memcpy(result.buffer.data() + 8 + i * 8, &y, 8);
+    }
+    rows_sent[c.shard.value][static_cast<size_t>(c.lane)] += c.body->n_rows();
+    Post(attention_event::ChannelResult{c.shard, c.lane, std::move(result)});
+    if (return_credit) {
+      Credit& given = granted[{c.shard.value, c.lane}];
+      given.rows += c.body->n_rows();
+      given.bytes += c.body->frame_bytes();
+      Post(attention_event::ChannelCredit{
+          c.shard, c.lane, {credit.rows + given.rows, credit.bytes + given.bytes}});
+    }
+  }
+  void Reject(const attention_action::SendCall& c, frame::RejectCode code) {
+    Post(attention_event::ChannelReject{c.shard, c.lane, {c.call, code, 0, ""}});
+  }
+  void Release() {
+    hold = false;
+    for (const auto& c : std::exchange(held, {})) Answer(c);
+    Settle();
+  }
+  const Outcome& Of(uint64_t request) { return outcomes[request]; }
+
+  BufferPool pool;
+  HashModel model;
+  HashLayerBackend backend;
+  AttentionConfig config;
+  AttentionCore core;
+  MonoTime now = 1;
+  uint64_t epoch = 0;
+  std::deque<AttentionEvent> events;
+  std::map<uint64_t, Outcome> outcomes;
+  bool hold = false, return_credit = true;
+  std::map<uint32_t, bool> down;
+  std::map<uint32_t, frame::RejectCode> rejecting;
+  std::vector<attention_action::SendCall> held;
+  Credit credit{16384, 1 << 28};
+  std::map<std::pair<uint32_t, Lane>, Credit> granted;
+  std::map<uint32_t, std::array<uint64_t, kLanes>> rows_sent;
+  uint32_t cancelled_calls = 0, abandoned = 0, disconnected = 0;
+  uint32_t requests_per_call_max = 0;
+
+ private:
+  static AttentionConfig Fit(AttentionConfig c, const HashModel& m) {
+    c.shape = HashShape(m);
+    c.manifest = "m";
+    return c;
+  }
+  void Handle(AttentionEvent e) {
+    std::vector<AttentionAction> actions;
+    core.Handle(now, std::move(e), &actions);
+    for (AttentionAction& a : actions) std::visit([this](auto& x) { Do(x); }, a);
+  }
+  void Do(attention_action::RunStage& a) {
+    backend.Run(a.job, [this](StageOut out) { Post(attention_event::StageDone{std::move(out)}); });
+  }
+  void Do(attention_action::AbandonFlight& a) {
+    ++abandoned;
+    backend.Abandon(a.flight);
+  }
+  void Do(attention_action::SendCall& a) {
+    if (down[a.shard.value]) return;
+    if (rejecting.contains(a.shard.value)) return Reject(a, rejecting[a.shard.value]);
+    if (hold)
+      held.push_back(a);
+    else
+      Answer(a);
+  }
+  void Do(attention_action::CancelCall& a) {
+    ++cancelled_calls;
+    std::erase_if(held, [&](const auto& c) { return c.call == a.call; });
+  }
+  void Do(attention_action::Emit& a) {
+    for (const auto& x : a.events.accepted) {
+      ++outcomes[x.request].accepted;
+      outcomes[x.request].cached = x.cached_tokens;
+    }
+    for (const auto& t : a.events.tokens) {
+      Outcome& o = outcomes[t.request];
+      if (t.position < prompt_size[t.request])
+        o.prompt_logprobs[t.position] = t.logprob;
+      else
+        o.tokens[t.choice].push_back(t.token);
+    }
+    for (const auto& f : a.events.finishes) {
+      ASSERT_TRUE(outcomes[f.request].finishes.emplace(f.choice, f.reason).second) << "a choice ended twice";
+    }
+    for (const auto& e : a.events.errors) {
+      ++outcomes[e.request].errors;
+      outcomes[e.request].error_code = e.code;
+      outcomes[e.request].error_text = e.text;
+    }
+  }
+  void Do(attention_action::ConnectShard& a) { ChannelUp(a.shard.id, credit); }
+  void Do(attention_action::DisconnectShard&) { ++disconnected; }
+  void Do(attention_action::Log&) {}
+  void Do(attention_action::Observe& a) {
+    if (a.metric == attention_action::Metric::kRequestsPerCall) {
+      requests_per_call_max = std::max(requests_per_call_max, static_cast<uint32_t>(a.value));
+    }
+  }
+
+ public:
+  std::map<uint64_t, size_t> prompt_size;
+};
+
+Outcome Alone(SessionSubmit submit, AttentionConfig config = {}, HashModel model = {}) {
+  Lab lab(config, model);
+  const uint64_t id = submit.request;
+  lab.prompt_size[id] = submit.prompt.size();
+  lab.Send(std::move(submit));
+  lab.Settle();
+  EXPECT_EQ(lab.core.Leaks(), "");
+  return lab.Of(id);
+}
+
+TEST(AttentionCore, ARequestGivesItsTokensAndEnds) {
+  const Outcome o = Alone(Submit(1, 20, 10));
+  EXPECT_EQ(o.accepted, 1u);
+  EXPECT_EQ(o.tokens.at(0).size(), 10u);
+  EXPECT_EQ(o.finishes.at(0), FinishReason::kLength);
+}
+
+TEST(AttentionCore, TokensDoNotDependOnChunksFlightsBatchOrCache) {
+  std::map<uint64_t, Tokens> want;
+  for (uint64_t r = 1; r <= 12; ++r) want[r] = Alone(Submit(r, 5 + r * 7, 12)).tokens.at(0);
+  for (uint32_t chunk : {1u, 7u, 64u, 0u}) {
+    for (uint32_t flights : {1u, 2u, 4u}) {
+      AttentionConfig config;
+      config.prefill_chunk = chunk;
+      config.flights = flights;
+      config.flight_rows_max = 40;
+      config.prefix_cache = flights != 2;
+      Lab lab(config);
+      for (uint64_t r = 1; r <= 12; ++r) lab.Send(Submit(r, 5 + r * 7, 12));
+      lab.Settle();
+      for (uint64_t r = 1; r <= 12; ++r)
+        EXPECT_EQ(lab.Of(r).tokens.at(0), want[r]) << chunk << " " << flights;
+      EXPECT_GT(lab.requests_per_call_max, 1u) << "not batched";
+      EXPECT_EQ(lab.core.Leaks(), "");
+    }
+  }
+}
+
+TEST(AttentionCore, ASecondRequestWithTheSamePromptHitsThePrefixCache) {
+  Lab lab;
+  lab.Send(Submit(1, 40, 5));
+  lab.Settle();
+  SessionSubmit again = Submit(1, 40, 5);
+  again.request = 2;
+  lab.Send(again);
+  lab.Settle();
+  EXPECT_EQ(lab.Of(2).cached, 32u);
+  EXPECT_EQ(lab.Of(2).tokens, lab.Of(1).tokens);
+  again.request = 3;
+  again.cache_salt = "other";
+  lab.Send(again);
+  lab.Settle();
+  EXPECT_EQ(lab.Of(3).cached, 0u);
+}
+
+TEST(AttentionCore, ChoicesForkAfterThePromptAndEqualChoicesAlone) {
+  for (size_t prompt : {1u, 15u, 16u, 17u, 33u}) {
+    for (bool cache : {true, false}) {
+      AttentionConfig config;
+      config.prefix_cache = cache;
+      SessionSubmit s = Submit(7, prompt, 20);
+      s.n = 3;
+      const Outcome o = Alone(s, config);
+      ASSERT_EQ(o.finishes.size(), 3u);
+      EXPECT_EQ(o.tokens.at(0), Alone(Submit(7, prompt, 20)).tokens.at(0));
+      EXPECT_NE(o.tokens.at(0), o.tokens.at(1));
+      // A resumed choice 2 goes on with the same tokens.
+      SessionSubmit resumed = s;
+      for (uint32_t c = 0; c < 3; ++c)
+        resumed.history.push_back({c, Tokens(o.tokens.at(c).begin(), o.tokens.at(c).begin() + 8)});
+      const Outcome rest = Alone(resumed, config);
+      for (uint32_t c = 0; c < 3; ++c) {
+        EXPECT_EQ(rest.tokens.at(c), Tokens(o.tokens.at(c).begin() + 8, o.tokens.at(c).end()));
+      }
+    }
+  }
+}
+
+TEST(AttentionCore, PromptLogprobsComeOnceAndBypassTheCache) {
+  SessionSubmit s = Submit(3, 37, 4);
+  s.prompt_logprobs = true;
+  Lab lab;
+  lab.prompt_size[3] = lab.prompt_size[4] = 37;
+  lab.Send(s);
+  lab.Settle();
+  s.request = 4;
+  lab.Send(s);
+  lab.Settle();
+  EXPECT_EQ(lab.Of(4).cached, 0u);
+  EXPECT_EQ(lab.Of(3).prompt_logprobs.size(), 36u);
+  EXPECT_EQ(lab.Of(3).prompt_logprobs, lab.Of(4).prompt_logprobs);
+  EXPECT_EQ(lab.Of(3).tokens, lab.Of(4).tokens);
+}
+
+TEST(AttentionCore, WithMaxTokens0OnlyThePromptIsComputed) {
+  SessionSubmit s = Submit(3, 20, 0);
+  s.prompt_logprobs = true;
+  s.n = 2;
+  Lab lab;
+  lab.prompt_size[3] = 20;
+  lab.Send(s);
+  lab.Settle();
+  EXPECT_EQ(lab.Of(3).prompt_logprobs.size(), 19u);
+  EXPECT_TRUE(lab.Of(3).tokens.empty());
+  EXPECT_EQ(lab.Of(3).finishes.size(), 2u);
+}
+
+TEST(AttentionCore, StopIdsEndAChoiceButNotBeforeMinTokens) {
+  const Tokens all = Alone(Submit(5, 9, 30)).tokens.at(0);
+  SessionSubmit s = Submit(5, 9, 30);
+  s.stop_ids = {all[6]};
+  const Outcome o = Alone(s);
+  EXPECT_EQ(o.finishes.at(0), FinishReason::kStop);
+  EXPECT_EQ(o.tokens.at(0), Tokens(all.begin(), std::find(all.begin(), all.end(), all[6]) + 1));
+  s.min_tokens = 12;
+  EXPECT_GT(Alone(s).tokens.at(0).size(), 12u);
+}
+
+TEST(AttentionCore, AResumedChoiceThatWasAtItsEndEndsAtOnce) {
+  SessionSubmit s = Submit(5, 9, 3);
+  s.history = {{0, {1, 2, 3}}};
+  const Outcome o = Alone(s);
+  EXPECT_EQ(o.finishes.at(0), FinishReason::kLength);
+  EXPECT_TRUE(o.tokens.empty());
+}
+
+TEST(AttentionCore, BadRequestsGetClearErrors) {
+  auto code = [](SessionSubmit s) { return static_cast<absl::StatusCode>(Alone(std::move(s)).error_code); };
+  SessionSubmit s = Submit(1, 513, 0);
+  EXPECT_EQ(code(s), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code(Submit(1, 512, 1)), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code(Submit(1, 512, 0)), absl::StatusCode::kOk);
+  EXPECT_EQ(code(Submit(1, 0, 5)), absl::StatusCode::kInvalidArgument);
+  s = Submit(1, 5, 1);
+  s.prompt[2] = 1000;
+  EXPECT_EQ(code(s), absl::StatusCode::kInvalidArgument);
+  s = Submit(1, 5, 1);
+  s.manifest = "other";
+  EXPECT_EQ(code(s), absl::StatusCode::kFailedPrecondition);
+  s = Submit(1, 5, 1);
+  s.n = 0;
+  EXPECT_EQ(code(s), absl::StatusCode::kInvalidArgument);
+  HashModel small;
+  small.kv_blocks = 2;
+  EXPECT_EQ(Alone(Submit(1, 20, 30), {}, small).error_code,
+            static_cast<uint32_t>(absl::StatusCode::kInvalidArgument));
+  EXPECT_EQ(Alone(Submit(1, 20, 13), {}, small).tokens.at(0).size(), 13u);
+}
+
+TEST(AttentionCore, WhenPagesRunOutTheYoungestIsPreemptedAndNothingChanges) {
+  HashModel model;
+  model.kv_blocks = 9;
+  Lab lab({}, model);
+  for (uint64_t r = 1; r <= 6; ++r) lab.Send(Submit(r, 20, 60));
+  lab.Settle();
+  EXPECT_GT(lab.core.stats().preemptions, 0u);
+  for (uint64_t r = 1; r <= 6; ++r) EXPECT_EQ(lab.Of(r).tokens.at(0), Alone(Submit(r, 20, 60)).tokens.at(0));
+  EXPECT_EQ(lab.core.Leaks(), "");
+}
+
+TEST(AttentionCore, TheQueueIsBounded) {
+  AttentionConfig config;
+  config.waiting_requests_max = 2;
+  Lab lab(config);
+  lab.hold = true;
+  lab.Settle();
+  for (uint64_t r = 1; r <= 9; ++r) lab.Send(Submit(r, 20, 2));
+  lab.Settle();
+  uint32_t refused = 0;
+  for (uint64_t r = 1; r <= 9; ++r) {
+    refused += lab.Of(r).error_code == static_cast<uint32_t>(absl::StatusCode::kResourceExhausted);
+  }
+  EXPECT_GT(refused, 0u);
+  EXPECT_LE(lab.core.stats().requests_waiting, 2u);
+  lab.Release();
+  for (uint64_t r = 1; r <= 9; ++r) EXPECT_TRUE(lab.Of(r).ended());
+  EXPECT_EQ(lab.core.Leaks(), "");
+}
+
+TEST(AttentionCore, CancelAndAClosedSessionFreeEverythingWithinOneStep) {
+  Lab lab;
+  lab.hold = true;
+  lab.Send(Submit(1, 20, 50), 1);
+  lab.Settle();
+  lab.Send(Submit(2, 20, 50), 2);
+  lab.Settle();
+  ASSERT_FALSE(lab.held.empty());
+  lab.Post(attention_event::Cancel{1, 1, -1});
+  lab.Post(attention_event::SessionClosed{2});
+  lab.Settle();
+  EXPECT_EQ(lab.Of(1).finishes.at(0), FinishReason::kCancelled);
+  EXPECT_TRUE(lab.Of(2).finishes.empty());
+  EXPECT_GT(lab.cancelled_calls, 0u);
+  EXPECT_EQ(lab.core.Leaks(), "") << "no call was answered, yet all is free";
+  EXPECT_EQ(lab.backend.live_flights(), 0u);
+}
+
+TEST(AttentionCore, OneChoiceCanBeCancelledAndTheOthersGoOn) {
+  for (int32_t victim : {0, 1}) {
+    SessionSubmit s = Submit(7, 20, 10);
+    s.n = 2;
+    Lab lab;
+    lab.hold = true;
+    lab.Send(s);
+    lab.Settle();
+    lab.Post(attention_event::Cancel{1, 7, victim});
+    lab.Settle();
+    lab.Release();
+    const uint32_t other = victim == 0 ? 1 : 0;
+    EXPECT_EQ(lab.Of(7).finishes.at(static_cast<uint32_t>(victim)), FinishReason::kCancelled);
+    EXPECT_EQ(lab.Of(7).tokens.at(other), Alone(s).tokens.at(other));
+    EXPECT_EQ(lab.core.Leaks(), "");
+  }
+}
+
+TEST(AttentionCore, ALostStreamsCallsGoToAnotherReplica) {
+  Lab lab;
+  lab.hold = true;
+  lab.Send(Submit(1, 20, 5));
+  lab.Settle();
+  lab.ChannelDown(0);
+  lab.Release();
+  EXPECT_EQ(lab.Of(1).tokens, Alone(Submit(1, 20, 5)).tokens);
+  EXPECT_GT(lab.core.stats().resends, 0u);
+  EXPECT_EQ(lab.core.Leaks(), "");
+}
+
+TEST(AttentionCore, WithoutAnyReplicaARequestWaitsUntilOneComesBack) {
+  Lab lab;
+  lab.Settle();
+  lab.ChannelDown(0);
+  lab.ChannelDown(1);
+  lab.Send(Submit(1, 20, 5));
+  lab.Settle();
+  EXPECT_FALSE(lab.Of(1).ended());
+  lab.Revive(1);
+  lab.Settle();
+  EXPECT_EQ(lab.Of(1).tokens, Alone(Submit(1, 20, 5)).tokens);
+}
+
+TEST(AttentionCore, OnlyRequestsPastTheirDeadlineFail) {
+  Lab lab;
+  lab.Settle();
+  lab.ChannelDown(0);
+  lab.ChannelDown(1);
+  SessionSubmit hasty = Submit(1, 20, 5);
+  hasty.budget_ms = 50;
+  lab.Send(hasty);
+  lab.Send(Submit(2, 20, 5));
+  lab.Settle();
+  EXPECT_EQ(lab.core.next_deadline(), lab.now + 50000);
+  lab.Wait(50000);
+  EXPECT_EQ(lab.Of(1).error_code, static_cast<uint32_t>(absl::StatusCode::kUnavailable));
+  EXPECT_FALSE(lab.Of(2).ended());
+  lab.Revive(0);
+  lab.Settle();
+  EXPECT_EQ(lab.Of(2).tokens, Alone(Submit(2, 20, 5)).tokens);
+  EXPECT_EQ(lab.core.Leaks(), "");
+}
+
+TEST(AttentionCore, RejectedCallsAreResentElsewhereOrLater) {
+  using frame::RejectCode;
+  for (RejectCode code :
+       {RejectCode::kNotHosted, RejectCode::kLoading, RejectCode::kDraining, RejectCode::kOverloaded,
+        RejectCode::kExpired, RejectCode::kCorrupt, RejectCode::kInternal, RejectCode::kUnknownModel}) {
+    Lab lab;
+    lab.rejecting[0] = code;
+    lab.Send(Submit(1, 20, 5));
+    lab.Settle();
+    EXPECT_EQ(lab.Of(1).tokens, Alone(Submit(1, 20, 5)).tokens) << frame::RejectName(code);
+    // No other replica: it waits with a growing pause and goes on once the shard takes calls.
+    lab.Place({{0}, {0}}, 1);
+    lab.Send(Submit(2, 20, 5));
+    lab.Settle();
+    for (int i = 0; i < 10 && lab.core.next_deadline() - lab.now < 10'000'000; ++i) {
+      ASSERT_FALSE(lab.Of(2).ended());
+      lab.Wait(lab.core.next_deadline() - lab.now);
+    }
+    EXPECT_LE(lab.core.stats().resends, 800u);
+    lab.rejecting.clear();
+    lab.Wait(6'000'000);
+    EXPECT_EQ(lab.Of(2).tokens, Alone(Submit(2, 20, 5)).tokens) << frame::RejectName(code);
+    EXPECT_EQ(lab.core.Leaks(), "");
+  }
+}
+
+TEST(AttentionCore, ABadFrameFailsItsRequestsInsteadOfLooping) {
+  Lab lab;
+  lab.rejecting[0] = lab.rejecting[1] = frame::RejectCode::kBadFrame;
+  lab.Send(Submit(1, 20, 5));
+  lab.Settle();
+  EXPECT_EQ(lab.Of(1).error_code, static_cast<uint32_t>(absl::StatusCode::kInternal));
+  EXPECT_EQ(lab.core.Leaks(), "");
+}
+
+TEST(AttentionCore, CallsWaitForCreditAndNeverExceedIt) {
+  AttentionConfig config;
+  config.flight_rows_max = 32;
+  Lab lab(config);
+  lab.credit = {32, 1 << 20};
+  lab.return_credit = false;
+  for (uint64_t r = 1; r <= 3; ++r) lab.Send(Submit(r, 60, 4));
+  lab.Settle();
+  EXPECT_GT(lab.core.stats().calls_queued, 0u);
+  for (auto& [shard, rows] : lab.rows_sent) {
+    for (uint64_t n : rows) EXPECT_LE(n, 32u);
+  }
+  lab.return_credit = true;
+  for (uint32_t s : {0u, 1u}) {
+    for (Lane lane : {Lane::kDecode, Lane::kBulk}) {
+      lab.granted[{s, lane}] = {100000, 1 << 28};
+      lab.Post(attention_event::ChannelCredit{ShardId(s), lane, {100000, 1 << 28}});
+    }
+  }
+  lab.Settle();
+  for (uint64_t r = 1; r <= 3; ++r) EXPECT_EQ(lab.Of(r).tokens, Alone(Submit(r, 60, 4)).tokens);
+}
+
+TEST(AttentionCore, DecodeFlightsUseTheDecodeLaneAndPromptsTheBulkLane) {
+  Lab lab;
+  lab.Send(Submit(1, 20, 5));
+  lab.Settle();
+  uint64_t decode = 0, bulk = 0;
+  for (auto& [shard, rows] : lab.rows_sent) {
+    decode += rows[0];
+    bulk += rows[1];
+  }
+  EXPECT_GT(decode, 0u);
+  EXPECT_GT(bulk, decode);
+}
+
+TEST(AttentionCore, OlderPlacementsAreIgnoredAndAShardThatLeftFinishesItsCalls) {
+  Lab lab;
+  lab.hold = true;
+  lab.Send(Submit(1, 20, 3));
+  lab.Settle();
+  const uint64_t newest = lab.epoch;
+  lab.epoch = newest - 1;
+  lab.Place({{}, {}}, 0);  // the same epoch again
+  lab.Settle();
+  EXPECT_EQ(lab.core.stats().shards.size(), 2u);
+  lab.epoch = newest;
+  lab.Place({{0}, {0}}, 1);
+  lab.Settle();
+  EXPECT_EQ(lab.disconnected, 0u) << "shard 1 still has a call";
+  lab.Release();
+  EXPECT_EQ(lab.disconnected, 1u);
+  EXPECT_EQ(lab.Of(1).tokens, Alone(Submit(1, 20, 3)).tokens);
+}
+
+TEST(AttentionCore, AResultDeliveredTwiceIsCountedAndIgnored) {
+  Lab lab;
+  lab.hold = true;
+  lab.Send(Submit(1, 20, 3));
+  lab.Settle();
+  const auto calls = lab.held;
+  lab.held.clear();
+  for (const auto& c : calls) {
+    lab.Answer(c);
+    lab.Answer(c);
+  }
+  lab.Release();
+  EXPECT_GT(lab.core.stats().unknown_results, 0u);
+  EXPECT_EQ(lab.Of(1).tokens, Alone(Submit(1, 20, 3)).tokens);
+}
+
+TEST(AttentionCore, ADrainingWorkerEndsWhatItHasAndTakesNothingNew) {
+  Lab lab;
+  lab.hold = true;
+  lab.Send(Submit(1, 20, 3));
+  lab.Settle();
+  lab.Post(attention_event::Drain{});
+  lab.Send(Submit(2, 20, 3));
+  lab.Settle();
+  EXPECT_EQ(lab.Of(2).error_code, static_cast<uint32_t>(absl::StatusCode::kUnavailable));
+  lab.Release();
+  EXPECT_EQ(lab.Of(1).tokens.at(0).size(), 3u);
+  EXPECT_EQ(lab.core.live_requests(), 0u);
+}
+
+}  // namespace
+}  // namespace consilium

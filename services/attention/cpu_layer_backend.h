@@ -1,0 +1,124 @@
+// LayerBackend on CPU kernels, class f32. The same class over kernels/ref is the reference.
+//
+// Where f32 rounds, in order (docs/NUMERICS.md); H = hidden:
+//   x = embedding row, widened exactly
+//   each layer: h = RmsNorm(x, input_norm); a = attention(h); x = x + a          (one add per element)
+//               h2 = RmsNorm(x, post_norm)
+//     dense:    x = x + FFN(h2)
+//     MoE:      routing = RouteRow(gate · h2); experts read h2 as it is (f32, 4 H bytes a row);
+//               x = x + ((fma over slots ascending of weight · slot) + FFN_shared(h2))
+//   logits = head · RmsNorm(x, final_norm), for the rows that are sampled only
+// Latent attention runs absorbed at every position, prompt or decode, so that both give the same bits.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/exec/kernel_pool.h"
+#include "common/model/model_spec.h"
+#include "common/model/model_store.h"
+#include "kernels/api/kernels.h"
+#include "services/attention/cpu_layer_backend_attention.h"
+#include "services/attention/cpu_layer_backend_weights.h"
+#include "services/attention/layer_backend.h"
+
+namespace consilium {
+
+// What a test or `verify` may look at while a flight walks; data is valid during the call only.
+struct LayerObservation {
+  enum class Kind : uint8_t {
+    kHidden,         // rows [rows, H] as they enter `layer`; layer == layers: before the final norm
+    kRouterLogits,   // [rows, E] of `layer`
+    kRouterWeights,  // [rows, top_k] of `layer`, and `experts`
+    kLogits,         // [samples, V]; first_sample says where in FlightBatch::samples
+  };
+  Kind kind = Kind::kHidden;
+  uint32_t layer = 0;
+  kernels::ConstRows data;
+  std::span<const uint16_t> experts;
+  const FlightBatch* batch = nullptr;
+  size_t first_sample = 0;
+};
+
+struct CpuLayerOptions {
+  uint32_t kv_blocks = 0;
+  uint32_t flights = 1;
+  uint32_t rows_max = 0;  // of one flight
+  // Runs work on the compute thread: one at a time, in order. Null: inline.
+  std::function<void(std::function<void()>)> run_compute;
+  // Brings a completion to the strand. Null: inline.
+  std::function<void(std::function<void()>)> post_done;
+  std::function<void(const LayerObservation&)> observer;  // on the compute thread; null: none
+};
+
+class CpuLayerBackend final : public LayerBackend {
+ public:
+  // Loads the dense part through `store`. `ops`, `pool` (null: one thread) and `buffers` outlive the backend;
+  // all stages must have ended before it dies.
+  static absl::StatusOr<std::unique_ptr<CpuLayerBackend>> Create(ModelSpec spec, const Manifest& manifest,
+                                                                 ModelStore* store, const kernels::Ops* ops,
+                                                                 KernelPool* pool, BufferPool* buffers,
+                                                                 CpuLayerOptions options);
+
+  const BackendShape& shape() const override { return shape_; }
+  void Run(const StageJob& job, std::function<void(StageOut)> done) override;
+  void Abandon(FlightId flight) override;
+  // Safe beside a running stage for blocks that it does not write (export) or use (import).
+  absl::Status ExportBlock(KvBlockId block, std::vector<std::byte>* out) override;
+  absl::Status ImportBlock(KvBlockId block, std::span<const std::byte> bytes) override;
+
+  uint64_t weight_bytes() const { return weights_.bytes; }
+  uint64_t kv_bytes() const { return attention_.block_bytes() * options_.kv_blocks; }
+
+ private:
+  // A slot for one flight; vectors keep their capacity from flight to flight.
+  struct Flight {
+    std::vector<float> x;       // [rows, H] residual stream
+    std::vector<float> shared;  // [rows, H] output of the shared experts of `layer`
+    std::vector<uint16_t> experts;
+    std::vector<float> weights;
+    BufferRef wire;  // h2 of `layer`
+    uint32_t layer = 0;
+    bool shared_done = false;
+    bool running = false;  // a stage is under way; strand only
+    StageJob job;
+    StageOut out;
+    std::function<void(StageOut)> done;
+  };
+
+  CpuLayerBackend(ModelSpec spec, CpuDenseWeights weights, const kernels::Ops* ops, KernelPool* pool,
+                  BufferPool* buffers, CpuLayerOptions options);
+  void Compute(Flight* flight);
+  absl::Status Start(Flight* flight);
+  void Shared(Flight* flight);
+  void Combine(Flight* flight);
+  void Advance(Flight* flight);
+  void Gate(Flight* flight, kernels::ConstRows h2);
+  void Head(Flight* flight);
+  void SampleRows(Flight* flight, size_t first, size_t count, kernels::ConstRows logits);
+  void Ffn(const kernels::FfnWeights& w, kernels::ConstRows x, kernels::Rows y);
+  void Observe(const LayerObservation& observation) const {
+    if (options_.observer) options_.observer(observation);
+  }
+
+  const ModelSpec spec_;
+  const CpuDenseWeights weights_;
+  const kernels::Ops& ops_;
+  KernelPool* const pool_;
+  BufferPool* const buffers_;
+  const CpuLayerOptions options_;
+  BackendShape shape_;
+  // One stage runs at a time, so these are shared by all flights.
+  CpuAttention attention_;
+  kernels::GroupedFfn grouped_ffn_;
+  std::vector<float> h_, block_out_, router_logits_, route_scratch_, logits_;
+  std::vector<const float*> slots_;
+  std::vector<kernels::FfnRow> ffn_rows_;
+  std::vector<SampleScratch> sample_scratch_;  // per thread
+  std::vector<Flight> flights_;
+};
+
+}  // namespace consilium

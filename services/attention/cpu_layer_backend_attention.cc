@@ -1,0 +1,215 @@
+#include "services/attention/cpu_layer_backend_attention.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "common/base/limits.h"
+#include "common/base/status.h"
+
+namespace consilium {
+
+using kernels::ConstRows;
+using kernels::Gemm;
+using kernels::PackedMatrix;
+using kernels::Rows;
+
+static_assert(kernels::kKvPageTokens == kKvBlockTokens);
+
+namespace {
+const float* OrNull(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
+}  // namespace
+
+CpuAttention::CpuAttention(const ModelSpec& spec, const kernels::Ops& ops, KernelPool* pool,
+                           uint32_t kv_blocks)
+    : spec_(spec), ops_(ops), pool_(pool), shape_(spec.attention_shape()), kv_blocks_(kv_blocks) {
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    k_arena_.push_back(kernels::AllocateAligned(kv_blocks * shape_.page_k_floats() * sizeof(float)));
+    v_arena_.push_back(kernels::AllocateAligned(kv_blocks * shape_.page_v_floats() * sizeof(float)));
+  }
+}
+
+float* CpuAttention::KPage(uint32_t layer, KvBlockId block) const {
+  return reinterpret_cast<float*>(k_arena_[layer].get()) + block.value * shape_.page_k_floats();
+}
+float* CpuAttention::VPage(uint32_t layer, KvBlockId block) const {
+  return reinterpret_cast<float*>(v_arena_[layer].get()) + block.value * shape_.page_v_floats();
+}
+
+void CpuAttention::ZeroBlock(KvBlockId block) {
+  CHECK(block.value < kv_blocks_);
+  for (uint32_t i = 0; i < spec_.layers.size(); ++i) {
+    std::memset(KPage(i, block), 0, shape_.page_k_floats() * sizeof(float));
+    std::memset(VPage(i, block), 0, shape_.page_v_floats() * sizeof(float));
+  }
+}
+
+size_t CpuAttention::block_bytes() const {
+  return spec_.layers.size() * (shape_.page_k_floats() + shape_.page_v_floats()) * sizeof(float);
+}
+
+void CpuAttention::ExportBlock(KvBlockId block, std::byte* out) const {
+  const size_t k = shape_.page_k_floats() * sizeof(float), v = shape_.page_v_floats() * sizeof(float);
+  for (uint32_t i = 0; i < spec_.layers.size(); ++i, out += k + v) {
+    std::memcpy(out, KPage(i, block), k);
+    std::memcpy(out + k, VPage(i, block), v);
+  }
+}
+
+void CpuAttention::ImportBlock(KvBlockId block, const std::byte* bytes) {
+  const size_t k = shape_.page_k_floats() * sizeof(float), v = shape_.page_v_floats() * sizeof(float);
+  for (uint32_t i = 0; i < spec_.layers.size(); ++i, bytes += k + v) {
+    std::memcpy(KPage(i, block), bytes, k);
+    std::memcpy(VPage(i, block), bytes + k, v);
+  }
+}
+
+void CpuAttention::Prepare(const FlightBatch& batch) {
+  const size_t half = spec_.rope.dims / 2;
+  Position highest = 0;
+  for (const FlightRow& row : batch.rows) {
+    CHECK(row.sequence < batch.sequences.size());
+    const auto blocks = batch.sequences[row.sequence].blocks;
+    CHECK_MSG(row.position / kKvBlockTokens < blocks.size(),
+              "no KV block reserved for position " + std::to_string(row.position));
+    CHECK(blocks[row.position / kKvBlockTokens].value < kv_blocks_);
+    highest = std::max(highest, row.position);
+  }
+  // Rotary rows are made once, in runs of 256 positions.
+  if (cos_.size() <= highest * half) {
+    const size_t positions = std::min<size_t>(spec_.context, (highest / 256 + 1) * size_t{256});
+    size_t p = cos_.size() / half;
+    cos_.resize(positions * half);
+    sin_.resize(positions * half);
+    for (; p < positions; ++p) {
+      kernels::RopeRow(spec_.rope.inv_freq, static_cast<uint32_t>(p), spec_.rope.attention_scaling,
+                       &cos_[p * half], &sin_[p * half]);
+    }
+  }
+  first_page_.clear();
+  size_t pages = 0;
+  for (const FlightSequence& s : batch.sequences) {
+    first_page_.push_back(pages);
+    pages += s.blocks.size();
+  }
+  k_pages_.resize(pages);
+  v_pages_.resize(pages);
+}
+
+void CpuAttention::Run(uint32_t layer, const CpuLayerWeights& w, const FlightBatch& batch, ConstRows h,
+                       Rows out) {
+  for (size_t s = 0, page = 0; s < batch.sequences.size(); ++s) {
+    for (const KvBlockId block : batch.sequences[s].blocks) {
+      k_pages_[page] = KPage(layer, block);
+      v_pages_[page++] = VPage(layer, block);
+    }
+  }
+  if (spec_.mla_attention) {
+    RunMla(w, batch, h);
+    WriteAndAttend(layer, batch, k_.data(), v_.data(), q_absorbed_.data());
+    // o_h = V_h · (sum over t of p_t c_t).
+    const MlaSpec& m = spec_.mla;
+    const size_t width = size_t{m.heads} * m.v_dim, attended_width = size_t{m.heads} * m.kv_lora;
+    float* expanded = Grown(&expanded_, h.count * width);
+    PerHead(w.expand_v, ConstRows(attended_.data(), attended_width, h.count), m.kv_lora,
+            Rows{expanded, width, h.count}, m.v_dim);
+    context_ = expanded;
+  } else {
+    RunGqa(w, batch, h);
+    WriteAndAttend(layer, batch, k_.data(), v_.data(), q_.data());
+    context_ = attended_.data();
+  }
+  Gemm(ops_, pool_, w.o, ConstRows(context_, w.o.in, h.count), out, OrNull(w.o_bias));
+}
+
+void CpuAttention::RunGqa(const CpuLayerWeights& w, const FlightBatch& batch, ConstRows h) {
+  const GqaSpec& g = spec_.gqa;
+  const size_t q_width = size_t{g.q_heads} * g.head_dim, kv_width = size_t{g.kv_heads} * g.head_dim;
+  const Rows q{Grown(&q_, h.count * q_width), q_width, h.count};
+  const Rows k{Grown(&k_, h.count * kv_width), kv_width, h.count};
+  const Rows v{Grown(&v_, h.count * kv_width), kv_width, h.count};
+  Gemm(ops_, pool_, w.q, h, q, OrNull(w.q_bias));
+  Gemm(ops_, pool_, w.k, h, k, OrNull(w.k_bias));
+  Gemm(ops_, pool_, w.v, h, v, OrNull(w.v_bias));
+  const RopeSpec& rope = spec_.rope;
+  ForEachRow(pool_, h.count, q_width + kv_width, [&](size_t r, uint32_t) {
+    const float *cos = Cos(batch.rows[r].position), *sin = Sin(batch.rows[r].position);
+    for (uint32_t i = 0; i < g.q_heads; ++i)
+      ops_.rope(q.row(r) + i * g.head_dim, rope.dims, rope.interleaved, cos, sin);
+    for (uint32_t i = 0; i < g.kv_heads; ++i)
+      ops_.rope(k.row(r) + i * g.head_dim, rope.dims, rope.interleaved, cos, sin);
+  });
+}
+
+void CpuAttention::RunMla(const CpuLayerWeights& w, const FlightBatch& batch, ConstRows h) {
+  const MlaSpec& m = spec_.mla;
+  const size_t head_width = m.nope + m.rope, q_width = m.heads * head_width;
+  const size_t k_width = m.kv_lora + m.rope, absorbed_width = m.heads * k_width, n = h.count;
+  const Rows q{Grown(&q_, n * q_width), q_width, n};
+  if (m.q_lora == 0) {
+    Gemm(ops_, pool_, w.q, h, q);
+  } else {
+    const Rows low{Grown(&q_low_, n * m.q_lora), m.q_lora, n},
+        normed{Grown(&q_low_normed_, n * m.q_lora), m.q_lora, n};
+    Gemm(ops_, pool_, w.q_a, h, low);
+    kernels::RmsNorm(ops_, pool_, low, w.q_a_norm.data(), m.q_lora, m.norm_eps, normed);
+    Gemm(ops_, pool_, w.q_b, normed, q);
+  }
+  // Key row: [RMS(c) ; rope(k_pe)]; the value row is RMS(c) again.
+  const Rows kv{Grown(&kv_, n * k_width), k_width, n}, k{Grown(&k_, n * k_width), k_width, n};
+  const Rows v{Grown(&v_, n * m.kv_lora), m.kv_lora, n};
+  Gemm(ops_, pool_, w.kv_a, h, kv);
+  kernels::RmsNorm(ops_, pool_, kv, w.kv_a_norm.data(), m.kv_lora, m.norm_eps, v);
+  // Query of head i against that key: [U_i^T q_nope ; rope(q_pe)].
+  const Rows absorbed{Grown(&q_absorbed_, n * absorbed_width), absorbed_width, n};
+  PerHead(w.absorb_k, q, static_cast<uint32_t>(head_width), absorbed, static_cast<uint32_t>(k_width));
+  const RopeSpec& rope = spec_.rope;
+  ForEachRow(pool_, n, q_width + k_width, [&](size_t r, uint32_t) {
+    const float *cos = Cos(batch.rows[r].position), *sin = Sin(batch.rows[r].position);
+    std::copy_n(v.row(r), m.kv_lora, k.row(r));
+    std::copy_n(kv.row(r) + m.kv_lora, m.rope, k.row(r) + m.kv_lora);
+    ops_.rope(k.row(r) + m.kv_lora, m.rope, rope.interleaved, cos, sin);
+    for (uint32_t i = 0; i < m.heads; ++i) {
+      float* pe = absorbed.row(r) + i * k_width + m.kv_lora;
+      std::copy_n(q.row(r) + i * head_width + m.nope, m.rope, pe);
+      ops_.rope(pe, m.rope, rope.interleaved, cos, sin);
+    }
+  });
+}
+
+// y of head i = w[i] · x of head i, where head i begins x_step, y_step floats after head i - 1.
+void CpuAttention::PerHead(const std::vector<PackedMatrix>& w, ConstRows x, uint32_t x_step, Rows y,
+                           uint32_t y_step) {
+  constexpr size_t kInlineFmas = size_t{1} << 17;  // as in kernels/api/drivers.cc
+  const auto head = [&](size_t i, uint32_t) {
+    ops_.gemm(w[i], ConstRows(x.data + i * x_step, x.stride, x.count),
+              Rows{y.data + i * y_step, y.stride, y.count}, 0, w[i].panels(), nullptr);
+  };
+  if (pool_ == nullptr || pool_->threads() < 2 || x.count * w.size() * w[0].out * w[0].in < kInlineFmas) {
+    for (size_t i = 0; i < w.size(); ++i) head(i, 0);
+  } else {
+    pool_->ParallelFor(w.size(), head);
+  }
+}
+
+void CpuAttention::WriteAndAttend(uint32_t layer, const FlightBatch& batch, const float* k, const float* v,
+                                  const float* q) {
+  const size_t n = batch.rows.size();
+  const size_t k_width = size_t{shape_.kv_heads} * shape_.k_dim,
+               v_width = size_t{shape_.kv_heads} * shape_.v_dim;
+  const size_t q_width = size_t{shape_.q_heads} * shape_.k_dim,
+               out_width = size_t{shape_.q_heads} * shape_.v_dim;
+  float* attended = Grown(&attended_, n * out_width);
+  rows_.resize(n);
+  // Rows write different slots, so threads touch different floats.
+  ForEachRow(pool_, n, k_width + v_width, [&](size_t r, uint32_t) {
+    const FlightRow& row = batch.rows[r];
+    const KvBlockId block = batch.sequences[row.sequence].blocks[row.position / kKvBlockTokens];
+    ops_.kv_write(shape_, k + r * k_width, v + r * v_width, row.position % kKvBlockTokens,
+                  KPage(layer, block), VPage(layer, block));
+    const size_t page = first_page_[row.sequence];
+    rows_[r] = {q + r * q_width, attended + r * out_width, row.position, &k_pages_[page], &v_pages_[page]};
+  });
+  kernels::Attention(ops_, pool_, shape_, rows_);
+}
+
+}  // namespace consilium

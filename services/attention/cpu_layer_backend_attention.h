@@ -1,0 +1,79 @@
+// Attention of one layer for all rows of a flight, over the paged KV arena of this backend. Rows of several
+// sequences, prompt and decode, in any order; keys and values of all rows are written before any row reads.
+#pragma once
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/exec/kernel_pool.h"
+#include "common/model/model_spec.h"
+#include "kernels/api/kernels.h"
+#include "services/attention/cpu_layer_backend_weights.h"
+#include "services/attention/layer_backend.h"
+
+namespace consilium {
+
+class CpuAttention {
+ public:
+  // `spec`, `ops` and `pool` outlive this; `pool` may be null.
+  CpuAttention(const ModelSpec& spec, const kernels::Ops& ops, KernelPool* pool, uint32_t kv_blocks);
+
+  // Once for a flight's stage, before Run: tables of page pointers and rotary rows up to the highest
+  // position.
+  void Prepare(const FlightBatch& batch);
+  // out[r] = attention(h[r]) of `layer`, [rows, H]; writes the layer's keys and values of the rows.
+  void Run(uint32_t layer, const CpuLayerWeights& w, const FlightBatch& batch, kernels::ConstRows h,
+           kernels::Rows out);
+
+  void ZeroBlock(KvBlockId block);
+  size_t block_bytes() const;  // of one page of all layers
+  void ExportBlock(KvBlockId block, std::byte* out) const;
+  void ImportBlock(KvBlockId block, const std::byte* bytes);
+
+ private:
+  void RunGqa(const CpuLayerWeights& w, const FlightBatch& batch, kernels::ConstRows h);
+  void RunMla(const CpuLayerWeights& w, const FlightBatch& batch, kernels::ConstRows h);
+  // Writes k, v of every row, then attends q -> attended_.
+  void WriteAndAttend(uint32_t layer, const FlightBatch& batch, const float* k, const float* v,
+                      const float* q);
+  void PerHead(const std::vector<kernels::PackedMatrix>& w, kernels::ConstRows x, uint32_t x_step,
+               kernels::Rows y, uint32_t y_step);
+  const float* Cos(Position p) const { return cos_.data() + size_t{p} * (spec_.rope.dims / 2); }
+  const float* Sin(Position p) const { return sin_.data() + size_t{p} * (spec_.rope.dims / 2); }
+  float* KPage(uint32_t layer, KvBlockId block) const;
+  float* VPage(uint32_t layer, KvBlockId block) const;
+
+  const ModelSpec& spec_;
+  const kernels::Ops& ops_;
+  KernelPool* const pool_;
+  const kernels::AttentionShape shape_;
+  const uint32_t kv_blocks_;
+  std::vector<kernels::AlignedBytes> k_arena_, v_arena_;  // per layer: [kv_blocks][page floats]
+  std::vector<float> cos_, sin_;                          // [positions so far][rope dims / 2]
+  // Workspaces, grown to the largest flight seen and kept.
+  std::vector<float> q_low_, q_low_normed_, q_, q_absorbed_, kv_, k_, v_, attended_, expanded_;
+  std::vector<const float*> k_pages_, v_pages_;
+  std::vector<size_t> first_page_;  // per sequence: index into k_pages_
+  std::vector<kernels::AttentionRow> rows_;
+  const float* context_ = nullptr;  // what o_proj reads, [rows, heads * v_dim]
+};
+
+// Calls f(row, thread) for every row; on the pool only when the work is worth a hand-over.
+template <class F>
+void ForEachRow(KernelPool* pool, size_t rows, size_t floats_per_row, F f) {
+  constexpr size_t kInlineFloats = size_t{1} << 15;  // some 10 us of moves, about what waking a thread costs
+  if (pool == nullptr || pool->threads() < 2 || rows < 2 || rows * floats_per_row < kInlineFloats) {
+    for (size_t r = 0; r < rows; ++r) f(r, 0u);
+    return;
+  }
+  pool->ParallelFor(rows, [&](size_t r, uint32_t thread) { f(r, thread); });
+}
+
+// At least n floats; contents undefined.
+inline float* Grown(std::vector<float>* v, size_t n) {
+  if (v->size() < n) v->resize(n);
+  return v->data();
+}
+
+}  // namespace consilium

@@ -1,0 +1,229 @@
+// How the CPU backend behaves at its seam; its numbers are tested in tests/golden.
+#include "services/attention/cpu_layer_backend.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <deque>
+#include <new>
+
+#include "common/base/status.h"
+#include "common/testing/tiny_checkpoint.h"
+
+// Counts allocations of this program, to see that stages make none once warm.
+static std::atomic<uint64_t> g_allocations{0};
+static void* Counted(size_t bytes, size_t align) {
+  ++g_allocations;
+  void* p = align > alignof(std::max_align_t) ? std::aligned_alloc(align, (bytes + align - 1) / align * align)
+                                              : std::malloc(bytes);
+  if (p == nullptr) throw std::bad_alloc();
+  return p;
+}
+void* operator new(size_t n) { return Counted(n, 0); }
+void* operator new[](size_t n) { return Counted(n, 0); }
+void* operator new(size_t n, std::align_val_t a) { return Counted(n, static_cast<size_t>(a)); }
+void* operator new[](size_t n, std::align_val_t a) { return Counted(n, static_cast<size_t>(a)); }
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete[](void* p) noexcept { std::free(p); }
+void operator delete(void* p, size_t) noexcept { std::free(p); }
+void operator delete[](void* p, size_t) noexcept { std::free(p); }
+void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+void operator delete[](void* p, std::align_val_t) noexcept { std::free(p); }
+void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
+void operator delete[](void* p, size_t, std::align_val_t) noexcept { std::free(p); }
+
+namespace consilium {
+namespace {
+
+using ::testing::HasSubstr;
+
+class CpuLayerBackendTest : public ::testing::Test {
+ protected:
+  void Open(CpuLayerOptions options = {}) {
+    greedy_.temperature = 0;
+    ASSERT_TRUE(WriteTinyCheckpoint(TinyConfig{}, folder_.path() + "/m").ok());
+    spec_ = *ReadModelSpec(folder_.path() + "/m");
+    manifest_ = *OpenManifest(folder_.path() + "/m", "");
+    const auto store = OpenFolderStore(manifest_);
+    options.kv_blocks = 8;
+    options.flights = 2;
+    options.rows_max = 64;
+    auto backend = CpuLayerBackend::Create(spec_, manifest_, store.get(), *kernels::FindOps("auto"), nullptr,
+                                           &buffers_, options);
+    ASSERT_TRUE(backend.ok()) << ToString(backend.status());
+    backend_ = *std::move(backend);
+    slot_ = std::vector<std::byte>(backend_->shape().row_bytes_out);
+  }
+  // Rows 0..n-1 of one sequence in blocks 0..7, the last one sampled.
+  void Fill(FlightBatch* batch, uint32_t n) {
+    for (uint32_t i = 0; i < 8; ++i) blocks_.push_back(KvBlockId(i));
+    for (uint32_t i = 0; i < n; ++i) batch->rows.push_back({i % 50, i, 0, RowKind::kPrompt});
+    batch->sequences.push_back({blocks_});
+    SampleRow s;
+    s.row = n - 1;
+    s.sampling = &greedy_;
+    batch->samples.push_back(s);
+    slots_.assign(n * spec_.gate.top_k, slot_.data());
+  }
+  StageJob Job(StageKind kind, const FlightBatch& batch, uint32_t flight = 0) {
+    StageJob job;
+    job.flight = FlightId(flight);
+    job.kind = kind;
+    job.batch = &batch;
+    if (kind == StageKind::kCombine) job.slot_outputs = slots_;
+    return job;
+  }
+  StageOut RunInline(const StageJob& job) {
+    StageOut got;
+    backend_->Run(job, [&got](StageOut out) { got = std::move(out); });
+    return got;
+  }
+
+  TemporaryFolder folder_;
+  ModelSpec spec_;
+  Manifest manifest_;
+  BufferPool buffers_;
+  std::vector<std::byte> slot_;
+  std::vector<const std::byte*> slots_;
+  std::vector<KvBlockId> blocks_;
+  Sampling greedy_;
+  std::unique_ptr<CpuLayerBackend> backend_;
+};
+
+TEST_F(CpuLayerBackendTest, ShapeSaysWhatFramesCarry) {
+  Open();
+  const BackendShape& s = backend_->shape();
+  EXPECT_EQ(s.layers, 3u);
+  EXPECT_EQ(s.experts, 8u);
+  EXPECT_EQ(s.row_bytes_in, 4 * 32u);
+  EXPECT_EQ(s.row_bytes_out, 4 * 32u);
+  EXPECT_EQ(s.dtype_in, 2);
+  EXPECT_TRUE(s.shared_experts);
+  EXPECT_EQ(backend_->kv_bytes(), 8u * 16 * (24 + 16) * 4 * 3);
+}
+
+TEST_F(CpuLayerBackendTest, StagesGoFromRoutingToSamples) {
+  Open();
+  FlightBatch batch;
+  Fill(&batch, 5);
+  StageOut out = RunInline(Job(StageKind::kStart, batch));
+  for (uint16_t layer : {1, 2}) {
+    ASSERT_TRUE(out.status.ok());
+    EXPECT_FALSE(out.finished);
+    EXPECT_EQ(out.layer, LayerId(layer));
+    EXPECT_EQ(out.experts.size(), 5u * 2);
+    EXPECT_EQ(out.wire_rows.size(), 5u * 4 * 32);
+    EXPECT_FALSE(RunInline(Job(StageKind::kShared, batch)).finished);
+    out = RunInline(Job(StageKind::kCombine, batch));
+  }
+  EXPECT_TRUE(out.finished);
+  ASSERT_EQ(out.samples.size(), 1u);
+  EXPECT_LT(out.samples[0].token, spec_.vocab);
+}
+
+// kShared says when the shared experts run; a core that never asks still gets their part.
+TEST_F(CpuLayerBackendTest, CombineAddsTheSharedPartWithoutKShared) {
+  Open();
+  FlightBatch batch;
+  Fill(&batch, 5);
+  batch.samples[0].top_logprobs = 20;
+  const auto walk = [&](bool shared) {
+    StageOut out = RunInline(Job(StageKind::kStart, batch));
+    while (!out.finished) {
+      if (shared) RunInline(Job(StageKind::kShared, batch));
+      out = RunInline(Job(StageKind::kCombine, batch));
+    }
+    return out.samples[0].top;
+  };
+  EXPECT_EQ(walk(true), walk(false));
+}
+
+TEST_F(CpuLayerBackendTest, RefusesTokensAndPositionsOutsideTheModel) {
+  Open();
+  FlightBatch batch;
+  Fill(&batch, 1);
+  batch.rows[0].token = 320;
+  EXPECT_THAT(ToString(RunInline(Job(StageKind::kStart, batch)).status),
+              HasSubstr("INVALID_ARGUMENT: token 320; expected below 320"));
+  batch.rows[0] = {0, 512, 0, RowKind::kDecode};
+  EXPECT_THAT(ToString(RunInline(Job(StageKind::kStart, batch)).status),
+              HasSubstr("position 512; expected below 512"));
+}
+
+TEST_F(CpuLayerBackendTest, AScoredRowGivesTheLogprobOfItsTarget) {
+  Open();
+  FlightBatch batch;
+  Fill(&batch, 3);
+  batch.samples[0].score_only = true;
+  batch.samples[0].target = 17;
+  batch.samples[0].top_logprobs = 2;
+  StageOut out = RunInline(Job(StageKind::kStart, batch));
+  while (!out.finished) out = RunInline(Job(StageKind::kCombine, batch));
+  EXPECT_EQ(out.samples[0].token, 17u);
+  EXPECT_LT(out.samples[0].logprob, 0);
+  EXPECT_EQ(out.samples[0].top.size(), 2u);
+}
+
+TEST_F(CpuLayerBackendTest, FreshBlocksAreZeroed) {
+  Open();
+  std::vector<std::byte> bytes;
+  ASSERT_TRUE(backend_->ExportBlock(KvBlockId(3), &bytes).ok());
+  std::fill(bytes.begin(), bytes.end(), std::byte{0xFF});  // NaN
+  ASSERT_TRUE(backend_->ImportBlock(KvBlockId(3), bytes).ok());
+  FlightBatch batch;
+  Fill(&batch, 1);
+  batch.fresh_blocks = {KvBlockId(3)};
+  RunInline(Job(StageKind::kStart, batch));
+  ASSERT_TRUE(backend_->ExportBlock(KvBlockId(3), &bytes).ok());
+  EXPECT_EQ(bytes, std::vector<std::byte>(bytes.size()));
+}
+
+TEST_F(CpuLayerBackendTest, RunsWorkAndCompletionsWhereItIsTold) {
+  std::deque<std::function<void()>> compute, strand;
+  CpuLayerOptions options;
+  options.run_compute = [&](std::function<void()> f) { compute.push_back(std::move(f)); };
+  options.post_done = [&](std::function<void()> f) { strand.push_back(std::move(f)); };
+  Open(options);
+  FlightBatch batch;
+  Fill(&batch, 2);
+  int done = 0;
+  backend_->Run(Job(StageKind::kStart, batch, 0), [&](StageOut) { ++done; });
+  backend_->Run(Job(StageKind::kStart, batch, 1), [&](StageOut) { ++done; });
+  ASSERT_EQ(compute.size(), 2u);
+  EXPECT_TRUE(strand.empty());
+  compute[0]();
+  EXPECT_EQ(done, 0);
+  ASSERT_EQ(strand.size(), 1u);
+  strand[0]();
+  EXPECT_EQ(done, 1);
+  // Abandoned while its stage waits: it still ends once, then its slot and buffers are free.
+  backend_->Abandon(FlightId(1));
+  backend_->Abandon(FlightId(0));
+  while (compute.size() > 1) compute[1](), compute.erase(compute.begin() + 1);
+  strand[1]();
+  strand.clear();
+  EXPECT_EQ(done, 2);
+  EXPECT_EQ(buffers_.live_buffers(), 0u);
+}
+
+TEST_F(CpuLayerBackendTest, WarmStagesAllocateTheSampleResultsOnly) {
+  Open();
+  FlightBatch batch;
+  Fill(&batch, 5);
+  const auto walk = [&] {
+    StageOut out = RunInline(Job(StageKind::kStart, batch));
+    while (!out.finished) {
+      RunInline(Job(StageKind::kShared, batch));
+      out = RunInline(Job(StageKind::kCombine, batch));
+    }
+  };
+  walk();
+  const uint64_t before = g_allocations;
+  walk();
+  EXPECT_EQ(g_allocations - before, 1u);  // StageOut::samples
+}
+
+}  // namespace
+}  // namespace consilium

@@ -1,0 +1,103 @@
+#include "services/gateway/choice.h"
+
+#include <algorithm>
+
+namespace consilium::gateway {
+
+size_t Characters(std::string_view utf8) {
+  return static_cast<size_t>(
+      std::count_if(utf8.begin(), utf8.end(), [](char c) { return (c & 0xC0) != 0x80; }));
+}
+
+Choice::Choice(const ApiRequest& request, std::shared_ptr<const Tokenizer> tokenizer)
+    : include_stop_(request.include_stop),
+      parse_tools_(request.parse_tools),
+      keep_logprobs_(request.top_logprobs >= 0),
+      parallel_calls_(request.parallel_tool_calls),
+      min_tokens_(request.min_tokens),
+      stop_ids_(request.stop_ids),
+      stream_(std::move(tokenizer), request.skip_special),
+      stop_(request.stop, request.include_stop) {
+  if (parse_tools_) tools_.emplace();
+}
+
+bool Choice::OnToken(const TokenEvent& event) {
+  if (finished()) return false;
+  ++tokens_;
+  logprob_sum_ += event.logprob;
+  const bool stops = std::find(stop_ids_.begin(), stop_ids_.end(), event.token) != stop_ids_.end();
+  if (stops && !include_stop_) return false;  // counted, but no part of the text; its finish follows
+  const size_t begin = decoded_;
+  const std::string text = stream_.Step(event.token);
+  decoded_ += text.size();
+  if (keep_logprobs_)
+    waiting_.push_back({event.token, event.logprob, true, event.top, begin, decoded_, Characters(text)});
+  std::string certain;
+  if (tokens_ < min_tokens_) {
+    certain = text;
+  } else if (stop_.Feed(text, &certain)) {
+    Release(certain);
+    End(FinishReason::kStop, true);
+    return true;
+  }
+  Release(certain);
+  return false;
+}
+
+void Choice::OnFinish(FinishReason reason) {
+  if (finished()) return;
+  const std::string tail = stream_.Flush();
+  decoded_ += tail.size();
+  std::string certain;
+  const bool cut = stop_.Feed(tail, &certain);
+  if (!cut) stop_.Flush(&certain);
+  Release(certain);
+  End(cut ? FinishReason::kStop : reason, cut);
+}
+
+void Choice::Release(std::string_view text) {
+  released_ += text.size();
+  std::vector<ToolCall> calls;
+  if (tools_) {
+    tools_->Feed(text, &delta_.text, &calls);
+  } else {
+    delta_.text += text;
+  }
+  for (ToolCall& call : calls) {
+    if (calls_ > 0 && !parallel_calls_) continue;
+    ++calls_;
+    delta_.calls.push_back(std::move(call));
+  }
+  // A token goes out with its text; one without text (a part of a character) when text behind it went out.
+  const auto out = [&](const TokenLogprob& t) {
+    return t.text_begin < t.text_end ? t.text_end <= released_ : t.text_begin < released_;
+  };
+  size_t n = 0;
+  while (n < waiting_.size() && out(waiting_[n])) delta_.tokens.push_back(std::move(waiting_[n++]));
+  waiting_.erase(waiting_.begin(), waiting_.begin() + static_cast<ptrdiff_t>(n));
+}
+
+// `cut`: the text ended inside what was decoded; tokens that begin behind it are no part of the answer.
+void Choice::End(FinishReason reason, bool cut) {
+  finish_ = reason;
+  if (tools_) {
+    std::vector<ToolCall> calls;
+    tools_->Flush(&delta_.text, &calls);
+    for (ToolCall& call : calls) {
+      if (calls_ > 0 && !parallel_calls_) continue;
+      ++calls_;
+      delta_.calls.push_back(std::move(call));
+    }
+  }
+  for (TokenLogprob& t : waiting_) {
+    if (!cut || t.text_begin < released_) delta_.tokens.push_back(std::move(t));
+  }
+  waiting_.clear();
+}
+
+std::string_view Choice::finish_reason() const {
+  if (*finish_ == FinishReason::kLength) return "length";
+  return calls_ > 0 ? "tool_calls" : "stop";
+}
+
+}  // namespace consilium::gateway

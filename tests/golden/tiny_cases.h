@@ -1,0 +1,57 @@
+// Model shapes that tests sweep: the demo and random models of unusual but legal sizes.
+#pragma once
+#include <vector>
+
+#include "common/testing/tiny_checkpoint.h"
+
+namespace consilium {
+
+struct Case {
+  const char* name;
+  TinyConfig config;
+  bool demo = false;
+};
+
+inline Case Tiny(const char* name, auto change) {
+  Case c{name, {}, false};
+  change(&c.config);
+  return c;
+}
+
+inline std::vector<Case> TinyCases() {
+  return {
+      {"demo", {}, true},
+      Tiny("deepseek", [](TinyConfig*) {}),
+      Tiny("deepseek_odd",
+           [](TinyConfig* c) {
+             c->dtype = DType::kF32;
+             c->vocab = 301, c->hidden = 37, c->heads = 1, c->q_lora = 0, c->kv_lora = 11, c->nope = 5,
+             c->rope = 6, c->v_dim = 7;
+             c->experts = 7, c->top_k = 3, c->groups = 1, c->groups_kept = 1, c->expert_inter = 13;
+             c->shared_experts = 0, c->dense_layers = 0, c->tied = true;
+           }),
+      Tiny(
+          "deepseek_groups",
+          [](TinyConfig* c) {
+            c->heads = 3, c->q_lora = 13, c->experts = 10, c->groups = 5, c->groups_kept = 2, c->top_k = 4;
+            c->layers = 4, c->dense_layers = 2, c->shared_experts = 2, c->shards = 2;
+            c->rope_scaling =
+                R"({"type":"yarn","factor":4,"original_max_position_embeddings":16,"mscale":1,"mscale_all_dim":1})";
+          }),
+      Tiny("mixtral_window",
+           [](TinyConfig* c) {
+             c->family = TinyConfig::Family::kMixtral;
+             c->hidden = 33, c->heads = 3, c->kv_heads = 1, c->head_dim = 10, c->window = 20;
+             c->experts = 5, c->top_k = 3, c->expert_inter = 21, c->tied = true;
+           }),
+      Tiny("mixtral_f16",
+           [](TinyConfig* c) {
+             c->family = TinyConfig::Family::kMixtral;
+             c->dtype = DType::kF16, c->gelu = true;
+             c->hidden = 40, c->heads = 5, c->kv_heads = 5, c->head_dim = 8, c->experts = 3, c->top_k = 3;
+             c->rope_scaling = R"({"type":"linear","factor":2})";
+           }),
+  };
+}
+
+}  // namespace consilium

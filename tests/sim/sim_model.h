@@ -1,0 +1,33 @@
+// The models that the simulator serves: the hash model, and a tiny real MoE on CPU kernels.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/model/model_store.h"
+#include "common/net/control_messages.h"
+#include "common/tensor/buffer_pool.h"
+#include "services/attention/layer_backend.h"
+#include "services/expert/expert_backend.h"
+
+namespace consilium::sim {
+
+class SimModel {
+ public:
+  virtual ~SimModel() = default;
+  virtual std::unique_ptr<LayerBackend> NewLayers(BufferPool* pool, uint32_t kv_blocks, uint32_t flights,
+                                                  uint32_t rows_max) = 0;
+  virtual std::unique_ptr<ExpertBackend> NewExperts() = 0;
+  virtual const ExpertEntry& entry(LayerId layer, ExpertId expert) const = 0;
+  virtual ModelStore* store() = 0;
+  virtual BackendShape shape() const = 0;  // kv_blocks aside
+  virtual std::vector<control::MoeLayer> moe_layers() const = 0;
+  std::string manifest = std::string(32, 'm');
+  std::string class_name = "hash";
+  uint64_t fingerprint = 7;
+};
+std::unique_ptr<SimModel> NewHashModel();
+// Writes a checkpoint into `folder` and opens it.
+std::unique_ptr<SimModel> NewTinyModel(const std::string& folder);
+
+}  // namespace consilium::sim
