@@ -11,7 +11,7 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 # placement (placement <- net) <- services; kernels know base, tensor and exec only.
 LEAF = {"common/base"}
 LOW = LEAF | {"common/log", "common/config", "common/exec", "common/tensor", "common/http", "common/metrics"}
-MID = LOW | {"common/net", "common/model", "common/text", "common/placement", "proto"}
+MID = LOW | {"common/session", "common/net", "common/model", "common/text", "common/placement", "proto"}
 ROOMS = {
     "common/base": set(),
     "common/log": LEAF,
@@ -20,6 +20,7 @@ ROOMS = {
     "common/http": LEAF | {"common/log"},
     "common/metrics": LEAF | {"common/log", "common/config", "common/http"},
     "common/tensor": LEAF | {"common/log"},
+    "common/session": LEAF | {"proto"},
     "common/net": LOW | {"common/placement", "proto"},
     "common/model": LOW | {"kernels/api"},
     "common/text": LOW,

@@ -101,8 +101,10 @@ def run_ctest(counts, args):
                 counts.failed(name, "the program failed outside a test case (crash or timeout)")
         elif status == "run":
             counts.passed += 1
-        elif status in ("notrun", "disabled"):
-            counts.skipped(name, "not run by ctest")
+        elif status == "disabled":
+            counts.skipped(name, "disabled in CMake")
+        elif status == "notrun":
+            counts.failed(name, "the program is not there")
         else:
             counts.failed(name, "the program failed (crash or timeout)")
 

@@ -11,7 +11,8 @@ using MonoTime = int64_t;
 inline constexpr MonoTime kNever = std::numeric_limits<MonoTime>::max();
 
 inline MonoTime NowUs() {
-  return std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now().time_since_epoch())
+  return std::chrono::duration_cast<std::chrono::microseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
       .count();
 }
 

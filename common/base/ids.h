@@ -22,8 +22,9 @@ using Position = uint32_t;  // index of a token in its sequence, from 0
 using ModelIx = StrongId<struct ModelTag, uint32_t>;    // router-scoped index of a model (WIRE.md, HELLO)
 using LayerId = StrongId<struct LayerTag, uint16_t>;    // decoder layer, from 0, dense layers counted
 using ExpertId = StrongId<struct ExpertTag, uint16_t>;  // routed expert within its layer
-using ShardId = StrongId<struct ShardTag, uint32_t>;    // an expert shard, given by the controller, never reused in a term
-using CallId = StrongId<struct CallTag, uint64_t>;      // one expert call; rises per (router, shard, lane) stream
+using ShardId =
+    StrongId<struct ShardTag, uint32_t>;  // an expert shard, given by the controller, never reused in a term
+using CallId = StrongId<struct CallTag, uint64_t>;  // one expert call; rises per (router, shard, lane) stream
 using FlightId = StrongId<struct FlightTag, uint32_t>;  // slot of a micro-batch in flight
 using KvBlockId = StrongId<struct KvBlockTag, uint32_t>;
 
@@ -41,5 +42,7 @@ struct Epoch {
 
 template <class Tag, class Rep>
 struct std::hash<consilium::StrongId<Tag, Rep>> {
-  size_t operator()(const consilium::StrongId<Tag, Rep>& id) const noexcept { return std::hash<Rep>{}(id.value); }
+  size_t operator()(const consilium::StrongId<Tag, Rep>& id) const noexcept {
+    return std::hash<Rep>{}(id.value);
+  }
 };

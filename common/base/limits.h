@@ -15,7 +15,8 @@ inline constexpr size_t kRejectTextBytesMax = 256;
 inline constexpr uint32_t kKvBlockTokens = 16;
 inline constexpr uint32_t kAttentionFoldKeys = 64;
 
-// Micro-batches: rows of one flight, and flights at a time. Rows x top-k x hidden x 4 B bounds the return buffers (I1).
+// Micro-batches: rows of one flight, and flights at a time. Rows x top-k x hidden x 4 B bounds the return
+// buffers (I1).
 inline constexpr uint32_t kFlightRowsMax = 2048;
 inline constexpr uint32_t kFlightsMax = 4;
 
@@ -23,12 +24,13 @@ inline constexpr uint32_t kFlightsMax = 4;
 inline constexpr uint32_t kLaneCreditRows = 16384;
 inline constexpr uint64_t kLaneCreditBytes = uint64_t{256} << 20;
 
-// Expert shard: slots of one grouped FFN, unless a single call has more. Bounds scratch memory and the wait of a decode
-// call behind a running job.
+// Expert shard: slots of one grouped FFN, unless a single call has more. Bounds scratch memory and the wait
+// of a decode call behind a running job.
 inline constexpr uint32_t kJobSlotsMax = 4096;
 // A bulk call that waited this long goes before decode calls, so that prompts never starve.
 inline constexpr int64_t kBulkWaitMaxUs = 20'000;
-// Heartbeat on streams with open calls: two fit into the 50 ms of silence after which a router suspects the shard.
+// Heartbeat on streams with open calls: two fit into the 50 ms of silence after which a router suspects the
+// shard.
 inline constexpr int64_t kHeartbeatUs = 20'000;
 // Rows waiting in one shard over all its streams: eight full lanes; beyond: OVERLOADED.
 inline constexpr uint32_t kShardQueuedRowsMax = 131072;
@@ -44,16 +46,17 @@ inline constexpr size_t kFrameSlackBytes = size_t{64} << 10;
 inline constexpr size_t kLinkQueueFramesMax = 65536;
 
 // API.
-inline constexpr uint32_t kTopLogprobsMax = 20;   // OpenAI's bound
-inline constexpr uint32_t kChoicesMax = 128;      // n and best_of
-inline constexpr uint32_t kStopStringsMax = 16;   // OpenAI allows 4; users of vLLM more
+inline constexpr uint32_t kTopLogprobsMax = 20;  // OpenAI's bound
+inline constexpr uint32_t kChoicesMax = 128;     // n and best_of
+inline constexpr uint32_t kStopStringsMax = 16;  // OpenAI allows 4; users of vLLM more
 inline constexpr size_t kHttpBodyBytesMax = size_t{16} << 20;
 inline constexpr size_t kHttpHeaderBytesMax = size_t{64} << 10;
 
 // Requests waiting for KV blocks in one attention worker; beyond: RESOURCE_EXHAUSTED (HTTP 429).
 inline constexpr uint32_t kWaitingRequestsMax = 4096;
 
-// Controller: member streams, messages waiting for one that does not read (its stream is ended), and admin calls waiting.
+// Controller: member streams, messages waiting for one that does not read (its stream is ended), and admin
+// calls waiting.
 inline constexpr uint32_t kControlPeersMax = 4096;
 inline constexpr size_t kControlWritesMax = 4096;
 inline constexpr size_t kControlCallsMax = 4096;

@@ -1,5 +1,6 @@
-// Philox4x32-10, a counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11).
-// A draw is a pure function of its key and counter: no sampler state, so that a stream can be resumed anywhere.
+// Philox4x32-10, a counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+// SC11). A draw is a pure function of its key and counter: no sampler state, so that a stream can be resumed
+// anywhere.
 #pragma once
 #include <array>
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Error helpers. Policy (docs/ARCHITECTURE.md): bad input -> INVALID_ARGUMENT, peer gone -> UNAVAILABLE, limit
-// reached -> RESOURCE_EXHAUSTED, own bug -> CHECK. A message says what, which id, expected, got.
+// Error helpers. Policy (docs/ARCHITECTURE.md): bad input -> INVALID_ARGUMENT, peer gone -> UNAVAILABLE,
+// limit reached -> RESOURCE_EXHAUSTED, own bug -> CHECK. A message says what, which id, expected, got.
 #pragma once
 #include <string>
 #include <string_view>
@@ -33,17 +33,17 @@ absl::Status Annotate(const absl::Status& status, std::string_view context);
 
 }  // namespace consilium
 
-#define CHECK_MSG(condition, message) \
-  do {                                \
-    if (!(condition)) [[unlikely]]    \
+#define CHECK_MSG(condition, message)                                      \
+  do {                                                                     \
+    if (!(condition)) [[unlikely]]                                         \
       ::consilium::CheckFailed(#condition, __FILE__, __LINE__, (message)); \
   } while (false)
 #define CHECK(condition) CHECK_MSG(condition, "")
 
-#define RETURN_IF_ERROR(expression)                           \
-  do {                                                        \
+#define RETURN_IF_ERROR(expression)                                      \
+  do {                                                                   \
     if (absl::Status status_ = (expression); !status_.ok()) [[unlikely]] \
-      return status_;                                         \
+      return status_;                                                    \
   } while (false)
 
 #define CONSILIUM_CONCAT_(a, b) a##b
@@ -51,7 +51,8 @@ absl::Status Annotate(const absl::Status& status, std::string_view context);
 // ASSIGN_OR_RETURN(auto x, F()): x = value of F(), or returns its status.
 #define ASSIGN_OR_RETURN(lhs, expression) \
   ASSIGN_OR_RETURN_(CONSILIUM_CONCAT(statusor_, __LINE__), lhs, expression)
-#define ASSIGN_OR_RETURN_(var, lhs, expression)       \
-  auto var = (expression);                            \
-  if (!var.ok()) [[unlikely]] return var.status();    \
+#define ASSIGN_OR_RETURN_(var, lhs, expression) \
+  auto var = (expression);                      \
+  if (!var.ok()) [[unlikely]]                   \
+    return var.status();                        \
   lhs = std::move(var).value()

@@ -166,11 +166,11 @@ class Exchange final : public HttpResponder {
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
   Connection(tcp::socket socket, std::shared_ptr<Worker> worker, std::shared_ptr<Shared> shared)
-      : socket_(std::move(socket)),
-        timer_(worker->io),
-        write_timer_(worker->io),
-        worker_(std::move(worker)),
-        shared_(std::move(shared)) {}
+      : worker_(std::move(worker)),
+        shared_(std::move(shared)),
+        socket_(std::move(socket)),
+        timer_(worker_->io),
+        write_timer_(worker_->io) {}
 
   void Start(bool refuse) {
     worker_->connections.insert(this);
@@ -429,11 +429,11 @@ class Connection : public std::enable_shared_from_this<Connection> {
                             });
   }
 
+  const std::shared_ptr<Worker> worker_;  // first: its io_context must outlive the socket and the timers
+  const std::shared_ptr<Shared> shared_;
   tcp::socket socket_;
   asio::steady_timer timer_;        // reading and lingering
   asio::steady_timer write_timer_;  // progress of a write
-  const std::shared_ptr<Worker> worker_;
-  const std::shared_ptr<Shared> shared_;
   std::string peer_;
   boost::beast::flat_buffer buffer_;
   std::optional<http::request_parser<http::string_body>> parser_;

@@ -1,5 +1,5 @@
-// An HTTP/1.1 server: keep-alive, pipelining off, thousands of open streams on few threads. Handlers get a whole request
-// and answer whole or as a stream of chunks, from any thread.
+// An HTTP/1.1 server: keep-alive, pipelining off, thousands of open streams on few threads. Handlers get a
+// whole request and answer whole or as a stream of chunks, from any thread.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -49,16 +49,19 @@ struct HttpServerOptions {
   size_t body_bytes_max = size_t{16} << 20;  // beyond: 413 from `on_error`
   size_t header_bytes_max = size_t{64} << 10;
   uint32_t connections_max = 20000;
-  uint32_t idle_timeout_s = 75;              // keep-alive without a request
-  uint32_t io_timeout_s = 60;                // a request not yet whole: 408; no progress of a write: closed
+  uint32_t idle_timeout_s = 75;  // keep-alive without a request
+  uint32_t io_timeout_s = 60;    // a request not yet whole: 408; no progress of a write: closed
   // Body of an error the server answers itself (400 malformed, 408, 413, 431, 503); default: text/plain.
-  std::function<std::pair<std::string /*content type*/, std::string /*body*/>(int status, std::string_view text)> on_error;
+  std::function<std::pair<std::string /*content type*/, std::string /*body*/>(int status,
+                                                                              std::string_view text)>
+      on_error;
 };
 
 class HttpServer {
  public:
   using Handler = std::function<void(HttpRequest, std::shared_ptr<HttpResponder>)>;
-  // Handlers run on server threads and must not block. UNAVAILABLE with host, port and reason if it cannot bind.
+  // Handlers run on server threads and must not block. UNAVAILABLE with host, port and reason if it cannot
+  // bind.
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(HttpServerOptions options, Handler handler);
   virtual ~HttpServer() = default;  // closes at once
   virtual uint16_t port() const = 0;

@@ -1,5 +1,6 @@
 #include "common/log/log.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -15,6 +16,7 @@ namespace {
 struct State {
   std::string service = "consilium";
   Format format = Format::kText;
+  int fd = STDERR_FILENO;
 };
 
 // Set once by Configure before other threads start; never destroyed, so that late lines stay safe.
@@ -179,6 +181,13 @@ std::string FormatLine(Format format, int64_t time_us, Level level, std::string_
   return line;
 }
 
+bool WriteTo(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (fd < 0) return false;
+  TheState().fd = fd;  // for the rest of the process
+  return true;
+}
+
 void Write(Level level, std::string_view message, Fields fields) {
   if (!Enabled(level)) return;
   const int64_t now_us = std::chrono::duration_cast<std::chrono::microseconds>(
@@ -188,7 +197,7 @@ void Write(Level level, std::string_view message, Fields fields) {
   std::string line = FormatLine(state.format, now_us, level, state.service, message, fields);
   line += '\n';
   // A log that cannot be written must not stop the service.
-  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, line.data(), line.size());
+  [[maybe_unused]] const ssize_t written = ::write(state.fd, line.data(), line.size());
 }
 
 }  // namespace consilium::log

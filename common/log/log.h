@@ -35,6 +35,9 @@ using Fields = std::initializer_list<Field>;
 // Once, by main, before other threads start. `service` is in every line.
 void Configure(std::string service, Level level, Format format);
 bool Enabled(Level level);
+// Lines go to this file (appended) instead of stderr. False: it cannot be opened, nothing changed. After
+// Configure, before other threads start.
+bool WriteTo(const std::string& path);
 
 // Thread-safe; one write(2) a line.
 void Write(Level level, std::string_view message, Fields fields);

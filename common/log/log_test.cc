@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdio>
+#include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -77,6 +79,20 @@ TEST(Log, WritesWholeLinesFromManyThreadsAndFiltersByLevel) {
     begin = end + 1;
   }
   EXPECT_EQ(lines, 200u);
+}
+
+// Last: the file stays for the rest of the process.
+TEST(LogToFile, AppendsThereAndSaysWhenItCannot) {
+  EXPECT_FALSE(WriteTo("/nonexistent-folder/x.log"));
+  const std::string path = testing::TempDir() + "/log_test.log";
+  std::remove(path.c_str());
+  Configure("test", Level::kInfo, Format::kText);
+  ASSERT_TRUE(WriteTo(path));
+  Info("into the file");
+  std::ifstream in(path);
+  std::string line;
+  ASSERT_TRUE(std::getline(in, line));
+  EXPECT_NE(line.find("into the file"), std::string::npos);
 }
 
 }  // namespace

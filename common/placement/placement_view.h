@@ -1,4 +1,5 @@
-// Who holds what: an immutable snapshot, swapped whole. Built by the controller's updates (control_client) or by hand.
+// Who holds what: an immutable snapshot, swapped whole. Built by the controller's updates (control_client) or
+// by hand.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -13,7 +14,7 @@ namespace consilium {
 struct PlacementShard {
   ShardId id;
   std::string name;
-  std::string address;      // host:port; "" in-process
+  std::string address;  // host:port; "" in-process
   uint64_t incarnation = 0;
 };
 
@@ -41,7 +42,7 @@ class PlacementView {
   Epoch epoch_;
   uint32_t layers_ = 0, experts_ = 0;
   std::vector<PlacementShard> shards_;
-  std::vector<uint32_t> first_;      // [layers * experts + 1] into ids_
+  std::vector<uint32_t> first_;  // [layers * experts + 1] into ids_
   std::vector<ShardId> ids_;
 };
 

@@ -1,2 +1,2 @@
 consilium_library(planner SRCS planner.cc DEPS base)
-    consilium_test(planner_test SRCS planner_test.cc DEPS planner)
+consilium_test(planner_test SRCS planner_test.cc DEPS planner)

@@ -1,5 +1,5 @@
-// The fast routing loop: which replica computes each (row, slot) of a micro-batch. Pure: snapshots in, choice out. The
-// choice changes who computes, never what is computed.
+// The fast routing loop: which replica computes each (row, slot) of a micro-batch. Pure: snapshots in, choice
+// out. The choice changes who computes, never what is computed.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -13,11 +13,11 @@ namespace consilium {
 // What a router knows of a shard now.
 struct ShardLoad {
   ShardId shard;
-  bool up = false;             // a channel is open on the lane
-  uint64_t rows_in_flight = 0; // sent by this router, not yet answered
-  uint32_t queued_rows = 0;    // last reported by the shard
-  double us_per_row = 1;       // service time, EWMA
-  double penalty_us = 0;       // memory, power and grey-failure pressure
+  bool up = false;              // a channel is open on the lane
+  uint64_t rows_in_flight = 0;  // sent by this router, not yet answered
+  uint32_t queued_rows = 0;     // last reported by the shard
+  double us_per_row = 1;        // service time, EWMA
+  double penalty_us = 0;        // memory, power and grey-failure pressure
 };
 
 struct ReplicaChoice {
@@ -27,8 +27,9 @@ struct ReplicaChoice {
 };
 inline constexpr ShardId kNoShard{0xFFFFFFFFu};
 
-// experts: [rows * top_k]. Earliest expected completion, ties by lowest shard id; all rows of one expert go to one
-// shard, so that its weights are read once. At most 20 us for 64 rows x top-8. Reuses the vectors of *out.
+// experts: [rows * top_k]. Earliest expected completion, ties by lowest shard id; all rows of one expert go
+// to one shard, so that its weights are read once. At most 20 us for 64 rows x top-8. Reuses the vectors of
+// *out.
 void ChooseReplicas(const PlacementView& view, LayerId layer, std::span<const uint16_t> experts,
                     std::span<const ShardLoad> loads, ReplicaChoice* out);
 

@@ -27,7 +27,8 @@ BufferRef::BufferRef(const BufferRef& other) : block_(other.block_) {
 }
 
 BufferRef::~BufferRef() {
-  if (block_ != nullptr && block_->references.fetch_sub(1, std::memory_order_acq_rel) == 1) block_->pool->Release(block_);
+  if (block_ != nullptr && block_->references.fetch_sub(1, std::memory_order_acq_rel) == 1)
+    block_->pool->Release(block_);
 }
 
 std::byte* BufferRef::data() const { return block_ == nullptr ? nullptr : block_->bytes(); }

@@ -1,5 +1,5 @@
-// Reference-counted byte buffers from a pool: what frames, activations and results lie in. In steady state nothing is
-// allocated: a released buffer goes back to its size class.
+// Reference-counted byte buffers from a pool: what frames, activations and results lie in. In steady state
+// nothing is allocated: a released buffer goes back to its size class.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -15,7 +15,8 @@ namespace consilium {
 class BufferPool;
 
 // A shared handle to one buffer. Copying shares, destroying the last handle returns the bytes to the pool.
-// Bytes are 64-byte aligned. Handles may be passed between threads; the bytes are written by one owner before sharing.
+// Bytes are 64-byte aligned. Handles may be passed between threads; the bytes are written by one owner before
+// sharing.
 class BufferRef {
  public:
   BufferRef() = default;
@@ -44,7 +45,8 @@ class BufferRef {
 // Thread-safe. Must outlive its buffers. Size classes are powers of two from 256 B.
 class BufferPool {
  public:
-  // `retained_bytes_max`: how many idle bytes are kept for reuse; what is released beyond goes back to the system.
+  // `retained_bytes_max`: how many idle bytes are kept for reuse; what is released beyond goes back to the
+  // system.
   explicit BufferPool(size_t retained_bytes_max = size_t{256} << 20);
   ~BufferPool();
   BufferPool(const BufferPool&) = delete;

@@ -38,7 +38,9 @@ TEST(BufferPool, BuffersAreAlignedAndEmptyOnesAreValid) {
 
 TEST(BufferPool, IdleBytesStayBelowTheBound) {
   BufferPool pool(1024);
-  { BufferRef a = pool.Allocate(1024), b = pool.Allocate(1024); }
+  {
+    BufferRef a = pool.Allocate(1024), b = pool.Allocate(1024);
+  }
   BufferRef a = pool.Allocate(1024), b = pool.Allocate(1024);
   EXPECT_EQ(pool.system_allocations(), 3u);
 }

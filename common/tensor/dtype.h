@@ -18,26 +18,37 @@ enum class DType : uint8_t {
 
 constexpr size_t DTypeBytes(DType t) {
   switch (t) {
-    case DType::kI64: return 8;
+    case DType::kI64:
+      return 8;
     case DType::kF32:
-    case DType::kI32: return 4;
+    case DType::kI32:
+      return 4;
     case DType::kF16:
-    case DType::kBf16: return 2;
+    case DType::kBf16:
+      return 2;
     case DType::kU8:
-    case DType::kF8E4m3: return 1;
+    case DType::kF8E4m3:
+      return 1;
   }
   return 0;
 }
 
 constexpr std::string_view DTypeName(DType t) {
   switch (t) {
-    case DType::kF32: return "F32";
-    case DType::kF16: return "F16";
-    case DType::kBf16: return "BF16";
-    case DType::kI32: return "I32";
-    case DType::kI64: return "I64";
-    case DType::kU8: return "U8";
-    case DType::kF8E4m3: return "F8_E4M3";
+    case DType::kF32:
+      return "F32";
+    case DType::kF16:
+      return "F16";
+    case DType::kBf16:
+      return "BF16";
+    case DType::kI32:
+      return "I32";
+    case DType::kI64:
+      return "I64";
+    case DType::kU8:
+      return "U8";
+    case DType::kF8E4m3:
+      return "F8_E4M3";
   }
   return "?";
 }

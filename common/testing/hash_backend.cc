@@ -119,8 +119,8 @@ void HashLayerBackend::Attend(const FlightBatch& batch, uint32_t layer, Flight* 
       // The first token of a page: the page must have been zeroed. Left-overs change the tokens, as 0 * NaN
       // would.
       const uint64_t* page = &Kv(blocks[row.position / kKvBlockTokens], layer, 0);
-      if (std::any_of(page, page + kKvBlockTokens, [](uint64_t key) { return key != 0; })) {
-        flight->x[r] = Mix(flight->x[r], 0xBAD);
+      for (uint32_t t = 0; t < kKvBlockTokens; ++t) {
+        if (page[t] != 0) flight->x[r] = Mix(flight->x[r], page[t]);
       }
     }
     Kv(blocks[row.position / kKvBlockTokens], layer, row.position % kKvBlockTokens) =

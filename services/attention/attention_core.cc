@@ -56,8 +56,8 @@ void AttentionCore::Impl::Pump() {
 void AttentionCore::Impl::FlushEvents() {
   for (auto& [session, events] : pending_) {
     if (events.empty()) continue;
-    const AttentionStats& s = stats();
-    events.load = {s.requests_running, s.requests_waiting, s.kv_blocks_used, s.kv_blocks_total};
+    events.load = {static_cast<uint32_t>(by_key_.size()) - waiting_, waiting_,
+                   kv_.total_blocks() - kv_.available_blocks(), kv_.total_blocks()};
     out_->push_back(attention_action::Emit{session, std::move(events)});
   }
   pending_.clear();
@@ -113,15 +113,17 @@ const AttentionStats& AttentionCore::Impl::stats() {
   stats_.epoch = placement_ != nullptr ? placement_->epoch().value : 0;
   stats_.calls_now = static_cast<uint32_t>(calls_.size());
   stats_.calls_queued = 0;
-  stats_.shards.resize(shards_.size());
-  size_t i = 0;
+  for (auto& [name, shard] : shard_stats_) {
+    shard.name = name;
+    shard.up[0] = shard.up[1] = false;
+  }
   for (const auto& [id, shard] : shards_) {
     for (const Channel& c : shard.lanes) stats_.calls_queued += static_cast<uint32_t>(c.queue.size());
-    ShardStats& s = stats_.shards[i++];
-    s = shard.stats;
-    s.shard = id;
-    for (size_t l = 0; l < kLanes; ++l) s.up[l] = shard.lanes[l].up;
+    shard.stats->shard = id;
+    for (size_t l = 0; l < kLanes; ++l) shard.stats->up[l] = shard.stats->up[l] || shard.lanes[l].up;
   }
+  stats_.shards.clear();
+  for (const auto& [name, shard] : shard_stats_) stats_.shards.push_back(shard);
   return stats_;
 }
 

@@ -22,8 +22,8 @@
 #include "common/base/ids.h"
 #include "common/net/expert_channel.h"
 #include "common/placement/placement_view.h"
+#include "common/session/session.h"
 #include "services/attention/layer_backend.h"
-#include "services/attention/session_types.h"
 
 namespace consilium {
 
@@ -168,9 +168,9 @@ using AttentionAction =
                  attention_action::CancelCall, attention_action::Emit, attention_action::ConnectShard,
                  attention_action::DisconnectShard, attention_action::Log, attention_action::Observe>;
 
-// Per shard, in order of shard id.
+// Per shard name, over restarts, in order of names; also of shards that are gone.
 struct ShardStats {
-  ShardId shard;
+  ShardId shard;  // the last one of that name
   std::string name;
   uint64_t calls = 0, results = 0, rejects = 0, lost = 0;  // lost: the stream broke
   uint64_t bytes_out = 0, bytes_in = 0, rows = 0;

@@ -194,7 +194,7 @@ class Lab {
     }
     for (const auto& e : a.events.errors) {
       ++outcomes[e.request].errors;
-      outcomes[e.request].error_code = e.code;
+      outcomes[e.request].error_code = static_cast<uint32_t>(e.code);
       outcomes[e.request].error_text = e.text;
     }
   }
@@ -506,6 +506,45 @@ TEST(AttentionCore, ABadFrameFailsItsRequestsInsteadOfLooping) {
   EXPECT_EQ(lab.core.Leaks(), "");
 }
 
+TEST(AttentionCore, OnlyTheRequestsOfABadFrameFailAndTheOthersOfItsFlightStartOver) {
+  uint32_t tried = 0;
+  for (uint64_t other = 2; other <= 60 && tried < 3; ++other) {
+    AttentionConfig config;
+    config.flights = 1;
+    Lab lab(config);
+    lab.Place({{0}, {1}});
+    lab.Settle();
+    lab.hold = true;
+    lab.Send(Submit(90, 3, 1));  // keeps the flight busy until both others are there
+    lab.Settle();
+    lab.Send(Submit(1, 20, 5));
+    lab.Send(Submit(other, 1, 5));
+    lab.Settle();
+    lab.hold = false;
+    while (lab.Of(90).finishes.empty()) {
+      for (const auto& c : std::exchange(lab.held, {})) lab.Answer(c);
+      lab.hold = true;
+      lab.Settle();
+    }
+    // A call with rows of the first request only.
+    for (const auto& c : lab.held) {
+      frame::View view;
+      const WireFrame wire = c.body->Frame(c.call, c.options.epoch, c.options.budget_us, c.options.flags);
+      ASSERT_TRUE(frame::Decode(wire, &view).ok());
+      if (lab.held.size() < 2 || view.segments.size() != 1 || view.header.n_rows < 2) continue;
+      ++tried;
+      lab.Reject(c, frame::RejectCode::kBadFrame);
+      lab.Settle();
+      lab.Release();
+      EXPECT_EQ(lab.Of(1).error_code, static_cast<uint32_t>(absl::StatusCode::kInternal));
+      EXPECT_EQ(lab.Of(other).tokens, Alone(Submit(other, 1, 5)).tokens);
+      EXPECT_EQ(lab.core.Leaks(), "");
+      break;
+    }
+  }
+  EXPECT_GT(tried, 0u);
+}
+
 TEST(AttentionCore, CallsWaitForCreditAndNeverExceedIt) {
   AttentionConfig config;
   config.flight_rows_max = 32;
@@ -551,13 +590,16 @@ TEST(AttentionCore, OlderPlacementsAreIgnoredAndAShardThatLeftFinishesItsCalls) 
   lab.epoch = newest - 1;
   lab.Place({{}, {}}, 0);  // the same epoch again
   lab.Settle();
-  EXPECT_EQ(lab.core.stats().shards.size(), 2u);
+  for (const ShardStats& s : lab.core.stats().shards) EXPECT_TRUE(s.up[0] && s.up[1]) << s.name;
   lab.epoch = newest;
   lab.Place({{0}, {0}}, 1);
   lab.Settle();
   EXPECT_EQ(lab.disconnected, 0u) << "shard 1 still has a call";
   lab.Release();
   EXPECT_EQ(lab.disconnected, 1u);
+  ASSERT_EQ(lab.core.stats().shards.size(), 2u) << "its counts stay";
+  EXPECT_FALSE(lab.core.stats().shards[1].up[0]);
+  EXPECT_GT(lab.core.stats().shards[0].results, 0u);
   EXPECT_EQ(lab.Of(1).tokens, Alone(Submit(1, 20, 3)).tokens);
 }
 

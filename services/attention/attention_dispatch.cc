@@ -10,6 +10,8 @@ namespace {
 
 constexpr double kEwma = 0.1;
 // A class or model mismatch is not cured by waiting; a new placement or stream may cure it.
+// Shards that are counted one by one; names are stable over restarts.
+constexpr size_t kShardNamesMax = 1024;
 constexpr MonoTime kMismatchAvoidUs = 5'000'000;
 
 bool IsOwnBug(frame::RejectCode code) {
@@ -152,9 +154,9 @@ void AttentionCore::Impl::SendCall(Shard* shard, Lane lane, uint64_t id, Call* c
   channel.outstanding.insert(id);
   call->sent = true;
   call->sent_at = now_;
-  ++shard->stats.calls;
-  shard->stats.rows += body.n_slots();
-  shard->stats.bytes_out += body.frame_bytes();
+  ++shard->stats->calls;
+  shard->stats->rows += body.n_slots();
+  shard->stats->bytes_out += body.frame_bytes();
   Observe(attention_action::Metric::kCallRows, body.n_rows());
   Observe(attention_action::Metric::kRequestsPerCall, call->plan.requests);
   CallOptions options;
@@ -228,7 +230,7 @@ void AttentionCore::Impl::On(attention_event::ChannelResult& e) {
   const absl::Status status =
       ApplyResult(it->second.plan, e.result, config_.shape.row_bytes_out, &f.slots, &applied);
   stats_.duplicates += applied.duplicates;
-  shard->stats.bytes_in += e.result.payload_bytes;
+  shard->stats->bytes_in += e.result.payload_bytes;
   if (applied.mismatches > 0) {
     stats_.mismatches += applied.mismatches;
     LogLine(true, "",
@@ -238,7 +240,7 @@ void AttentionCore::Impl::On(attention_event::ChannelResult& e) {
   if (!status.ok() || e.result.last) {
     const Call call = *TakeCall(e.shard, e.lane, e.result.call.value);
     LearnTiming(shard, call, e.result.timing);
-    ++shard->stats.results;
+    ++shard->stats->results;
     const bool whole = std::all_of(call.plan.slots.begin(), call.plan.slots.end(),
                                    [&](uint32_t slot) { return f.slots.filled(slot); });
     if (!whole) {
@@ -266,7 +268,7 @@ void AttentionCore::Impl::On(attention_event::ChannelReject& e) {
     ++stats_.unknown_results;
     return;
   }
-  ++shard->stats.rejects;
+  ++shard->stats->rejects;
   Flight& f = flights_[call->flight];
   const frame::RejectCode code = e.reject.code;
   const std::string text = "shard " + shard->info.name +
@@ -350,7 +352,7 @@ void AttentionCore::Impl::LoseChannel(Shard* shard, Lane lane) {
   Channel& channel = shard->lanes[Ix(lane)];
   channel.up = false;
   std::vector<uint64_t> ids(channel.outstanding.begin(), channel.outstanding.end());
-  shard->stats.lost += ids.size();
+  shard->stats->lost += ids.size();
   ids.insert(ids.end(), channel.queue.begin(), channel.queue.end());
   for (uint64_t id : ids) Unassign(*TakeCall(shard->info.id, lane, id));
   channel.credit = channel.sent = Credit{};
@@ -374,7 +376,8 @@ void AttentionCore::Impl::On(attention_event::PlacementUpdate& e) {
     }
     shard->info = info;
     shard->retired = false;
-    shard->stats.name = info.name;
+    const bool known = shard_stats_.size() < kShardNamesMax || shard_stats_.contains(info.name);
+    shard->stats = &shard_stats_[known ? info.name : "other"];
   }
   for (auto& [id, shard] : shards_) shard.retired = placement_->FindShard(id) == nullptr;
   avoid_.clear();

@@ -108,7 +108,7 @@ struct Shard {
   Channel lanes[kLanes];
   uint32_t queued_rows = 0;
   double us_per_row = 1;
-  ShardStats stats;
+  ShardStats* stats = nullptr;  // of its name, over restarts
 };
 
 }  // namespace attention
@@ -232,6 +232,8 @@ class AttentionCore::Impl {
 
   std::shared_ptr<const PlacementView> placement_;
   std::map<ShardId, Shard> shards_;
+  std::map<std::string, ShardStats>
+      shard_stats_;                           // by name; kept when a shard goes, so that no count is lost
   std::unordered_map<uint64_t, Call> calls_;  // looked up only
   uint64_t next_call_ = 1;
   // Replicas that refused an expert lately: not asked again before the time.

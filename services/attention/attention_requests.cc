@@ -74,8 +74,7 @@ absl::Status AttentionCore::Impl::Validate(const SessionSubmit& s) const {
 void AttentionCore::Impl::Refuse(SessionId session, uint64_t request, const absl::Status& why,
                                  uint32_t retry_after_ms) {
   ++stats_.requests_refused;
-  pending_[session].errors.push_back(
-      {request, static_cast<uint32_t>(why.code()), Message(why), retry_after_ms});
+  pending_[session].errors.push_back({request, why.code(), Message(why), retry_after_ms});
 }
 
 void AttentionCore::Impl::On(attention_event::Submit& e) {
@@ -253,8 +252,7 @@ void AttentionCore::Impl::FailRequest(Request* r, const absl::Status& why, uint3
   }
   if (emit) {
     ++stats_.requests_failed;
-    pending_[r->session].errors.push_back(
-        {r->submit.request, static_cast<uint32_t>(why.code()), Message(why), retry_after_ms});
+    pending_[r->session].errors.push_back({r->submit.request, why.code(), Message(why), retry_after_ms});
     LogLine(true, r->submit.request_id, "request failed: " + ToString(why));
   } else {
     ++stats_.requests_cancelled;

@@ -2,7 +2,6 @@
 
 #include <grpcpp/grpcpp.h>
 
-#include <bit>
 #include <chrono>
 #include <mutex>
 #include <set>
@@ -11,6 +10,7 @@
 #include "common/base/status.h"
 #include "common/config/options.h"
 #include "common/log/log.h"
+#include "common/session/session_proto.h"
 #include "consilium/attention/v1/attention.grpc.pb.h"
 
 namespace consilium {
@@ -23,89 +23,9 @@ constexpr int kUnreadTokensMax = 1 << 20;
 // A submission: the longest context as token ids, history for each choice.
 constexpr int kSubmitBytesMax = 64 << 20;
 
-SessionSubmit FromProto(const pb::Submit& in) {
-  SessionSubmit s;
-  s.request = in.request();
-  s.request_id = in.request_id();
-  s.attempt = in.attempt();
-  s.tenant = in.tenant();
-  s.manifest = in.manifest();
-  s.prompt.assign(in.prompt().begin(), in.prompt().end());
-  for (const auto& h : in.history()) {
-    s.history.emplace_back(h.choice(), std::vector<TokenId>(h.tokens().begin(), h.tokens().end()));
-  }
-  const pb::Sampling& o = in.sampling();
-  s.sampling.seed = o.seed();
-  s.sampling.temperature = o.temperature();
-  s.sampling.top_p = o.top_p();
-  s.sampling.top_k = o.top_k();
-  s.sampling.min_p = o.min_p();
-  s.sampling.presence_penalty = o.presence_penalty();
-  s.sampling.frequency_penalty = o.frequency_penalty();
-  s.sampling.repetition_penalty = o.repetition_penalty();
-  for (const auto& b : o.logit_bias()) s.sampling.logit_bias.emplace_back(b.token(), b.bias());
-  s.n = in.n();
-  s.stop_ids.assign(in.stop_ids().begin(), in.stop_ids().end());
-  s.max_tokens = in.max_tokens();
-  s.min_tokens = in.min_tokens();
-  s.budget_ms = in.budget_ms();
-  s.priority = in.priority();
-  s.cache_salt = in.cache_salt();
-  s.prompt_logprobs = in.prompt_logprobs();
-  s.top_logprobs = in.top_logprobs();
-  return s;
-}
-
-// Appends, so that what a slow gateway has not read yet goes out as one message.
-void Append(const SessionEvents& events, pb::FromAttention* out) {
-  for (const SessionAccepted& a : events.accepted) {
-    pb::Accepted* x = out->add_accepted();
-    x->set_request(a.request);
-    x->set_cached_tokens(a.cached_tokens);
-  }
-  for (const SessionToken& t : events.tokens) {
-    pb::TokenEvent* x = out->add_tokens();
-    x->set_request(t.request);
-    x->set_choice(t.choice);
-    x->set_position(t.position);
-    x->set_token(t.token);
-    x->set_logprob_bits(std::bit_cast<uint32_t>(t.logprob));
-    for (const TokenLogprob& p : t.top) {
-      pb::TopLogprob* top = x->add_top();
-      top->set_token(p.id);
-      top->set_logprob_bits(std::bit_cast<uint32_t>(p.logprob));
-    }
-  }
-  for (const SessionFinish& f : events.finishes) {
-    pb::Finish* x = out->add_finishes();
-    x->set_request(f.request);
-    x->set_choice(f.choice);
-    x->set_reason(static_cast<pb::Finish::Reason>(f.reason));
-  }
-  for (const SessionError& e : events.errors) {
-    pb::RequestError* x = out->add_errors();
-    x->set_request(e.request);
-    x->set_code(e.code);
-    x->set_text(e.text);
-    x->set_retry_after_ms(e.retry_after_ms);
-  }
-  pb::Load* load = out->mutable_load();
-  load->set_running(events.load.running);
-  load->set_waiting(events.load.waiting);
-  load->set_kv_blocks_used(events.load.kv_blocks_used);
-  load->set_kv_blocks_total(events.load.kv_blocks_total);
-}
-
-pb::FromAttention WelcomeMessage(const WorkerWelcome& w) {
+pb::FromAttention WelcomeMessage(const WorkerWelcome& welcome) {
   pb::FromAttention m;
-  pb::Welcome* x = m.mutable_welcome();
-  x->set_worker(w.worker);
-  x->mutable_model()->set_id(w.model_id);
-  x->mutable_model()->set_manifest(w.manifest);
-  x->mutable_numerics()->set_name(w.class_name);
-  x->mutable_numerics()->set_fingerprint(w.fingerprint);
-  x->set_context_tokens(w.context_tokens);
-  x->set_vocab(w.vocab);
+  ToProto(welcome, m.mutable_welcome());
   return m;
 }
 
@@ -180,7 +100,7 @@ class Session final : public grpc::ServerBidiReactor<pb::ToAttention, pb::FromAt
   void OnEvents(SessionEvents events) override {
     std::lock_guard lock(mutex_);
     if (ended_) return;
-    Append(events, &waiting_);
+    AppendProto(events, &waiting_);
     waiting_any_ = true;
     if (waiting_.tokens_size() > kUnreadTokensMax) {
       ended_ = true;

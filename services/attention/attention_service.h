@@ -5,8 +5,8 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "common/session/session.h"
 #include "services/attention/attention_shell.h"
-#include "services/attention/session_types.h"
 
 namespace consilium {
 

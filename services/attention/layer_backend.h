@@ -1,11 +1,13 @@
-// The attention worker's compute in stages. A flight is one micro-batch: rows of many sequences that walk the layers
-// together. The backend computes from where the flight stands until the next routed experts are needed, or to the end:
+// The attention worker's compute in stages. A flight is one micro-batch: rows of many sequences that walk the
+// layers together. The backend computes from where the flight stands until the next routed experts are
+// needed, or to the end:
 //
 //   kStart    embedding, dense layers, attention, norm and gate of the first MoE layer  -> routing
 //   kShared   shared experts of the layer whose routed experts are away                 -> nothing
 //   kCombine  slot-ordered combine, residual, then on to the next gate or the head      -> routing, or tokens
 //
-// Implementations: cpu (cpu_layer_backend), ref (the same over kernels/ref) and hash (common/testing/hash_backend).
+// Implementations: cpu (cpu_layer_backend), ref (the same over kernels/ref) and hash
+// (common/testing/hash_backend).
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -37,7 +39,7 @@ struct FlightSequence {
 // A row whose logits are wanted.
 struct SampleRow {
   uint32_t row = 0;
-  bool score_only = false;       // prompt logprob: score `target` at this row, sample nothing
+  bool score_only = false;  // prompt logprob: score `target` at this row, sample nothing
   TokenId target = 0;
   const Sampling* sampling = nullptr;
   std::span<const TokenId> prompt, generated;  // history for penalties
@@ -46,8 +48,8 @@ struct SampleRow {
   SampleKey key;
 };
 
-// What a flight computes. Owned by the core and unchanged from kStart until its last stage is done; spans point into
-// sequences that the core keeps alive as long.
+// What a flight computes. Owned by the core and unchanged from kStart until its last stage is done; spans
+// point into sequences that the core keeps alive as long.
 struct FlightBatch {
   std::vector<FlightRow> rows;
   std::vector<FlightSequence> sequences;
@@ -61,8 +63,8 @@ struct StageJob {
   FlightId flight;
   StageKind kind = StageKind::kStart;
   const FlightBatch* batch = nullptr;
-  // kCombine: the expert output of (row r, slot s) at slot_outputs[r * top_k + s], row_bytes_out bytes each. Kept alive
-  // by the core until the stage is done.
+  // kCombine: the expert output of (row r, slot s) at slot_outputs[r * top_k + s], row_bytes_out bytes each.
+  // Kept alive by the core until the stage is done.
   std::span<const std::byte* const> slot_outputs;
 };
 
@@ -70,10 +72,10 @@ struct StageOut {
   absl::Status status;
   FlightId flight;
   StageKind kind = StageKind::kStart;
-  bool finished = false;             // true: `samples` holds one result per FlightBatch::samples; false: routing
-  LayerId layer;                     // of the routing
-  std::span<const uint16_t> experts; // [rows * top_k], valid until the flight's next stage starts
-  BufferRef wire_rows;               // [rows][row_bytes_in], what experts read
+  bool finished = false;  // true: `samples` holds one result per FlightBatch::samples; false: routing
+  LayerId layer;          // of the routing
+  std::span<const uint16_t> experts;  // [rows * top_k], valid until the flight's next stage starts
+  BufferRef wire_rows;                // [rows][row_bytes_in], what experts read
   std::vector<SampleResult> samples;
   uint32_t compute_us = 0;
 };
@@ -84,21 +86,21 @@ struct BackendShape {
   uint32_t top_k = 0;
   uint32_t experts = 0;
   uint32_t vocab = 0;
-  uint32_t context = 0;       // positions
-  uint32_t hidden = 0;        // elements of a row in frames
-  uint32_t row_bytes_in = 0;  // of a row sent to experts
-  uint32_t row_bytes_out = 0; // of one slot coming back
+  uint32_t context = 0;                 // positions
+  uint32_t hidden = 0;                  // elements of a row in frames
+  uint32_t row_bytes_in = 0;            // of a row sent to experts
+  uint32_t row_bytes_out = 0;           // of one slot coming back
   uint8_t dtype_in = 0, dtype_out = 0;  // proto/WIRE.md codes
   bool shared_experts = false;          // kShared does something
-  uint32_t kv_blocks = 0;     // pages in the arena
+  uint32_t kv_blocks = 0;               // pages in the arena
 };
 
 class LayerBackend {
  public:
   virtual ~LayerBackend() = default;
   virtual const BackendShape& shape() const = 0;
-  // Starts a stage; `done` is called once, on the thread the shell gave the backend (its strand); jobs of different
-  // flights may be in progress together and finish in any order. Never blocks.
+  // Starts a stage; `done` is called once, on the thread the shell gave the backend (its strand); jobs of
+  // different flights may be in progress together and finish in any order. Never blocks.
   virtual void Run(const StageJob& job, std::function<void(StageOut)> done) = 0;
   // The flight will not go on (cancelled): its workspace is free again.
   virtual void Abandon(FlightId flight) = 0;

@@ -8,31 +8,14 @@
 #include <vector>
 
 #include "common/base/ids.h"
+#include "common/session/session.h"
 
 namespace consilium {
-
-struct Sampling {
-  uint64_t seed = 0;
-  double temperature = 1;  // 0: greedy, the largest processed logit
-  double top_p = 1;        // smallest prefix of the candidates whose mass reaches it; 1: off
-  uint32_t top_k = 0;      // 0: off
-  double min_p = 0;        // candidates at least this share of the most likely one; 0: off
-  double presence_penalty = 0;
-  double frequency_penalty = 0;
-  double repetition_penalty = 1;
-  std::vector<std::pair<TokenId, float>> logit_bias;
-};
 
 struct SampleKey {
   uint64_t seed = 0;
   uint32_t choice = 0;    // index among the n choices of a request
   uint32_t position = 0;  // of the token to be chosen
-};
-
-struct TokenLogprob {
-  TokenId id = 0;
-  float logprob = 0;
-  bool operator==(const TokenLogprob&) const = default;
 };
 
 struct SampleResult {

@@ -4,13 +4,11 @@
 
 #include "common/base/status.h"
 #include "common/config/options.h"
+#include "common/model/inspect.h"
 #include "services/cli/bench.h"
 #include "services/cli/chat.h"
 #include "services/cli/processes.h"
 #include "services/cli/up.h"
-#ifdef CONSILIUM_HAVE_INSPECT
-#include "common/model/inspect.h"
-#endif
 
 namespace consilium {
 namespace {
@@ -43,8 +41,7 @@ int RunPs(const std::string& state_dir, bool json) {
   return 0;
 }
 
-int RunInspect([[maybe_unused]] const std::string& folder, [[maybe_unused]] bool json) {
-#ifdef CONSILIUM_HAVE_INSPECT
+int RunInspect(const std::string& folder, bool json) {
   const absl::StatusOr<std::string> text = DescribeModel(folder, json);
   if (text.ok()) {
     std::fputs(text->c_str(), stdout);
@@ -52,9 +49,6 @@ int RunInspect([[maybe_unused]] const std::string& folder, [[maybe_unused]] bool
     return 0;
   }
   std::fprintf(stderr, "consilium inspect: %s\n", Message(text.status()).c_str());
-#else
-  std::fprintf(stderr, "consilium inspect: this build has no model library\n");
-#endif
   return 1;
 }
 

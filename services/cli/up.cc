@@ -109,8 +109,13 @@ int RunProcesses(const UpOptions& options) {
   return 0;
 }
 
-#ifdef CONSILIUM_HAVE_INPROCESS
 int RunInOneProcess(const UpOptions& options) {
+  const std::string log_file = options.state_dir + "/logs/inprocess.log";
+  std::error_code error;
+  std::filesystem::create_directories(options.state_dir + "/logs", error);
+  if (!log::WriteTo(log_file)) {
+    return Fail(InvalidArgument("--state-dir: cannot write " + log_file + ": " + std::strerror(errno)));
+  }
   int code = 0;
   InProcessHooks hooks;
   hooks.serve = [&](const std::string& url, std::vector<ProcessInfo> processes) {
@@ -143,7 +148,6 @@ int RunInOneProcess(const UpOptions& options) {
   const absl::Status ran = RunInProcess(options, hooks);
   return ran.ok() ? code : Fail(ran);
 }
-#endif
 
 }  // namespace
 
@@ -164,11 +168,7 @@ int RunUp(UpOptions options) {
   }
   if (const absl::Status locked = LockStateDir(options.state_dir); !locked.ok()) return Fail(locked);
   if (!options.inprocess) return RunProcesses(options);
-#ifdef CONSILIUM_HAVE_INPROCESS
   return RunInOneProcess(options);
-#else
-  return Fail(Unimplemented("--inprocess: this build has no one-process mode"));
-#endif
 }
 
 }  // namespace consilium

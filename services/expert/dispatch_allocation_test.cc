@@ -47,7 +47,11 @@ namespace {
 struct CountingSink final : ExpertChannel::Sink {
   std::atomic<uint64_t> answered{0};
   std::atomic<uint64_t> mixed{0};
-  void OnUp(uint32_t, uint64_t, Credit) override {}
+  std::atomic<bool> up{false};
+  void OnUp(uint32_t, uint64_t, Credit) override {
+    up = true;
+    up.notify_all();
+  }
   void OnResult(CallResult result) override {
     uint64_t value = 0;
     std::memcpy(&value, result.payload, 8);
@@ -102,6 +106,7 @@ TEST(DispatchAllocation, TheCounterSeesAnAllocation) {
 
 TEST(DispatchAllocation, ASteadyStreamOfCallsAllocatesNothing) {
   Dispatch d;
+  d.sink.up.wait(false);
   // How many frames are in flight varies with the scheduler, and pools keep their high-water mark: so rounds
   // that allocate become rare and end. A path that allocated per message would do it in every round.
   for (int i = 0; i < 500; ++i) d.Round();

@@ -38,7 +38,8 @@ class ExpertBackend {
   virtual ~ExpertBackend() = default;
   virtual uint32_t row_bytes_in() const = 0;
   virtual uint32_t row_bytes_out() const = 0;
-  // Reads, verifies (checksum) and packs one expert; blocks, so it runs on a loader thread. DATA_LOSS on a bad checksum.
+  // Reads, verifies (checksum) and packs one expert; blocks, so it runs on a loader thread. DATA_LOSS on a
+  // bad checksum.
   virtual absl::StatusOr<ExpertHandle> Load(const ExpertEntry& entry, ModelStore* store) = 0;
   virtual void Drop(ExpertHandle expert) = 0;
   virtual uint64_t loaded_bytes() const = 0;

@@ -204,7 +204,7 @@ struct ExpertShard::Impl final : Strand<ShellEvent>::Handler {
   std::mutex mutex;  // compute, loader and timer threads
   std::condition_variable wake_compute, wake_loader, wake_timer, job_idle;
   std::optional<GroupedFfnJob> job;
-  int jobs_outstanding = 0;  // 2 for a moment, when the strand starts the next one within Post
+  int jobs_outstanding = 0;     // 2 for a moment, when the strand starts the next one within Post
   std::deque<ExpertKey> loads;  // at most the experts of the model
   bool stopping = false;
 

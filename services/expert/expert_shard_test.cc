@@ -53,6 +53,7 @@ class GatedBackend final : public ExpertBackend {
 
 // Many calls with random rows; checks every value.
 void SendAndCheck(ExpertChannel* channel, RecordingSink* sink, BufferPool* pool, uint32_t seed, int calls) {
+  ASSERT_TRUE(sink->WaitFor([](const auto& h) { return h.ups > h.downs; }));
   std::mt19937_64 rng(seed);
   std::map<uint64_t, std::vector<uint64_t>> expected;
   for (int i = 1; i <= calls; ++i) {
@@ -76,6 +77,7 @@ TEST(ExpertShard, AnswersRightlyInProcess) {
   InprocListener listener(hash.shard.get());
   RecordingSink sink;
   InprocChannel channel(CoreFixture::Hello(), Lane::kDecode, &listener, &pool, &sink);
+  ASSERT_TRUE(sink.WaitFor([](const auto& h) { return h.ups == 1; }));
   SendAndCheck(&channel, &sink, &pool, 1, 500);
   EXPECT_EQ(sink.heard().incarnation, 99u);
 }
@@ -103,7 +105,9 @@ TEST(ExpertShard, FramesOfSeveralRoutersMeetInOneJob) {
   InprocListener listener(hash.shard.get());
   RecordingSink a_sink, b_sink;
   InprocChannel a(CoreFixture::Hello(), Lane::kDecode, &listener, &pool, &a_sink);
+  ASSERT_TRUE(a_sink.WaitFor([](const auto& h) { return h.ups == 1; }));
   InprocChannel b(CoreFixture::Hello(), Lane::kDecode, &listener, &pool, &b_sink);
+  ASSERT_TRUE(b_sink.WaitFor([](const auto& h) { return h.ups == 1; }));
   const auto body = CoreFixture::BodyIn(&pool, 1, {{5, {2}}});
   const CallOptions options{Epoch{}, 60'000'000, 0};
   ASSERT_TRUE(a.Send(CallId{1}, body, options).ok());
@@ -124,6 +128,7 @@ TEST(ExpertShard, HeartbeatsGoOnWhileAJobIsStuck) {
   InprocListener listener(hash.shard.get());
   RecordingSink sink;
   InprocChannel channel(CoreFixture::Hello(), Lane::kDecode, &listener, &pool, &sink);
+  ASSERT_TRUE(sink.WaitFor([](const auto& h) { return h.ups == 1; }));
   ASSERT_TRUE(
       channel.Send(CallId{1}, CoreFixture::BodyIn(&pool, 1, {{5, {2}}}), CallOptions{Epoch{}, 1'000'000, 0})
           .ok());
@@ -139,6 +144,7 @@ TEST(ExpertShard, DrainAnswersWhatIsQueuedAndRefusesTheRest) {
   InprocListener listener(hash.shard.get());
   RecordingSink sink;
   InprocChannel channel(CoreFixture::Hello(), Lane::kDecode, &listener, &pool, &sink);
+  ASSERT_TRUE(sink.WaitFor([](const auto& h) { return h.ups == 1; }));
   const auto body = CoreFixture::BodyIn(&pool, 1, {{5, {2}}});
   const CallOptions options{Epoch{}, 60'000'000, 0};
   ASSERT_TRUE(channel.Send(CallId{1}, body, options).ok());
@@ -178,6 +184,7 @@ TEST(ExpertShard, MetricsCountCallsRowsAndJobs) {
   InprocListener listener(hash.shard.get());
   RecordingSink sink;
   InprocChannel channel(CoreFixture::Hello(), Lane::kDecode, &listener, &pool, &sink);
+  ASSERT_TRUE(sink.WaitFor([](const auto& h) { return h.ups == 1; }));
   SendAndCheck(&channel, &sink, &pool, 5, 30);
   const std::string text = metrics.Text();
   EXPECT_NE(text.find("consilium_expert_calls_total{outcome=\"result\"} 30"), std::string::npos) << text;

@@ -53,8 +53,8 @@ struct ApiRequest {
   std::vector<Prompt> prompts;  // at least one
   uint32_t n = 1, best_of = 1;
   std::optional<uint64_t> seed;
-  SamplingOptions sampling;  // all but the seed
-  uint32_t max_tokens = 0;   // 0 with `rest_of_context`: to be derived from each prompt
+  Sampling sampling;        // all but the seed
+  uint32_t max_tokens = 0;  // 0 with `rest_of_context`: to be derived from each prompt
   bool rest_of_context = false;
   uint32_t min_tokens = 0;
   std::vector<std::string> stop;

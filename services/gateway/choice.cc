@@ -21,7 +21,7 @@ Choice::Choice(const ApiRequest& request, std::shared_ptr<const Tokenizer> token
   if (parse_tools_) tools_.emplace();
 }
 
-bool Choice::OnToken(const TokenEvent& event) {
+bool Choice::OnToken(const SessionToken& event) {
   if (finished()) return false;
   ++tokens_;
   logprob_sum_ += event.logprob;
@@ -69,7 +69,7 @@ void Choice::Release(std::string_view text) {
     delta_.calls.push_back(std::move(call));
   }
   // A token goes out with its text; one without text (a part of a character) when text behind it went out.
-  const auto out = [&](const TokenLogprob& t) {
+  const auto out = [&](const AnswerToken& t) {
     return t.text_begin < t.text_end ? t.text_end <= released_ : t.text_begin < released_;
   };
   size_t n = 0;
@@ -89,7 +89,7 @@ void Choice::End(FinishReason reason, bool cut) {
       delta_.calls.push_back(std::move(call));
     }
   }
-  for (TokenLogprob& t : waiting_) {
+  for (AnswerToken& t : waiting_) {
     if (!cut || t.text_begin < released_) delta_.tokens.push_back(std::move(t));
   }
   waiting_.clear();

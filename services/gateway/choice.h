@@ -13,11 +13,11 @@
 namespace consilium::gateway {
 
 // A token of the answer with its logprob, for "logprobs".
-struct TokenLogprob {
+struct AnswerToken {
   TokenId token = 0;
   float logprob = 0;
   bool has_logprob = true;  // false: the first token of an echoed prompt
-  std::vector<TopLogprob> top;
+  std::vector<TokenLogprob> top;
   size_t text_begin = 0, text_end = 0;  // bytes of the choice's text (without echo)
   size_t chars = 0;                     // characters of its text
 };
@@ -26,7 +26,7 @@ struct TokenLogprob {
 struct Delta {
   std::string text;             // completions, or chat content
   std::vector<ToolCall> calls;  // chat
-  std::vector<TokenLogprob> tokens;
+  std::vector<AnswerToken> tokens;
   bool empty() const { return text.empty() && calls.empty() && tokens.empty(); }
 };
 
@@ -36,7 +36,7 @@ class Choice {
  public:
   Choice(const ApiRequest& request, std::shared_ptr<const Tokenizer> tokenizer);
   // True: a stop string ended the choice here; the worker is to be told. Ignored when finished.
-  bool OnToken(const TokenEvent& event);
+  bool OnToken(const SessionToken& event);
   void OnFinish(FinishReason reason);
 
   bool finished() const { return finish_.has_value(); }
@@ -57,7 +57,7 @@ class Choice {
   TextStream stream_;
   StopScanner stop_;
   std::optional<ToolParser> tools_;
-  std::vector<TokenLogprob> waiting_;  // their text is not certain yet
+  std::vector<AnswerToken> waiting_;   // their text is not certain yet
   size_t decoded_ = 0, released_ = 0;  // bytes of text
   uint32_t tokens_ = 0;
   uint32_t calls_ = 0;

@@ -130,7 +130,7 @@ TEST(ToolParser, GivesTheSameForAnySplit) {
 }
 
 TEST(TokenStream, DropsAndComparesDuplicates) {
-  AttentionRequest r;
+  SessionSubmit r;
   r.prompt = {1, 2, 3};
   r.top_logprobs = 2;
   TokenStream stream(3, 2);
@@ -139,11 +139,11 @@ TEST(TokenStream, DropsAndComparesDuplicates) {
   EXPECT_EQ(stream.Add(Event(r, 1, 3, 7)), Push::kNew);
   EXPECT_EQ(stream.Add(Event(r, 0, 3, 7)), Push::kDuplicate);
   EXPECT_EQ(stream.Add(Event(r, 0, 3, 9)), Push::kMismatch);
-  TokenEvent bits = Event(r, 0, 3, 7);
+  SessionToken bits = Event(r, 0, 3, 7);
   bits.logprob = std::nextafter(bits.logprob, 0.0f);
   EXPECT_EQ(stream.Add(bits), Push::kMismatch);
-  TokenEvent top = Event(r, 0, 3, 7);
-  top.top[1].token = 5;
+  SessionToken top = Event(r, 0, 3, 7);
+  top.top[1].id = 5;
   EXPECT_EQ(stream.Add(top), Push::kMismatch);
   EXPECT_EQ(stream.Add(Event(r, 0, 6, 9)), Push::kGap);
   EXPECT_EQ(stream.Add(Event(r, 2, 3, 9)), Push::kGap);
@@ -152,19 +152,19 @@ TEST(TokenStream, DropsAndComparesDuplicates) {
 }
 
 TEST(TokenStream, ResumesFromAllButTheLastToken) {
-  AttentionRequest r;
+  SessionSubmit r;
   r.prompt = {1};
   TokenStream stream(1, 2);
   for (Position p = 1; p < 4; ++p) stream.Add(Event(r, 0, p, 10 + p));
   const auto history = stream.ResumeHistory();
-  EXPECT_EQ(history[0], (std::vector<TokenId>{11, 12}));
-  EXPECT_TRUE(history[1].empty());
+  EXPECT_EQ(history[0].second, (std::vector<TokenId>{11, 12}));
+  EXPECT_TRUE(history[1].second.empty());
 }
 
 // Any tokens with any stop strings: text and logprobs are those of the whole text.
 TEST(Choice, CutsTextAndLogprobsAtTheStopForRandomTokens) {
   std::mt19937 random(3);
-  AttentionRequest r;
+  SessionSubmit r;
   r.prompt = {1};
   r.top_logprobs = 0;
   for (int round = 0; round < 500; ++round) {

@@ -213,7 +213,7 @@ TEST_F(GatewayTest, CutsAStreamWhoseClientDoesNotRead) {
 
 TEST_F(GatewayTest, ResumesOnAnotherSessionAndComparesTheLastToken) {
   auto r = Chat({{"stream", true}, {"logprobs", true}, {"top_logprobs", 2}});
-  const AttentionRequest first = last();
+  const SessionSubmit first = last();
   const auto ids = Ids("Hello there my friend");
   Tokens(worker_, first, {ids.begin(), ids.begin() + 3});
   worker_->Down();
@@ -223,7 +223,7 @@ TEST_F(GatewayTest, ResumesOnAnotherSessionAndComparesTheLastToken) {
   EXPECT_EQ(last().attempt, 1u);
   EXPECT_EQ(last().request, first.request);
   EXPECT_EQ(last().sampling.seed, first.sampling.seed);
-  EXPECT_EQ(last().history[0], (std::vector<TokenId>{ids[0], ids[1]}));
+  EXPECT_EQ(last().history[0].second, (std::vector<TokenId>{ids[0], ids[1]}));
   Tokens(worker_, last(), {ids.begin() + 2, ids.end()}, 0, 2);  // the third token once more
   Finish(worker_, last(), FinishReason::kLength);
   EXPECT_EQ(StreamedContent(r->events()), "Hello there my friend");
@@ -326,7 +326,7 @@ TEST_F(GatewayTest, TimesOutAsAWhole) {
 TEST_F(GatewayTest, MapsWorkerErrorsToStatuses) {
   const auto fail = [&](absl::StatusCode code) {
     auto r = Chat();
-    AttentionStep step;
+    SessionEvents step;
     step.errors.push_back({last().request, code, "because", 2500});
     worker_->sink->OnStep(std::move(step));
     return r;

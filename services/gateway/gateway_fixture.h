@@ -63,7 +63,7 @@ struct FakeResponder final : HttpResponder {
 
 struct FakeClient final : AttentionClient {
   void Start(AttentionSink* s) override { sink = s; }
-  absl::Status Submit(const AttentionRequest& request) override {
+  absl::Status Submit(const SessionSubmit& request) override {
     if (!open) return absl::UnavailableError("down");
     submitted.push_back(request);
     return absl::OkStatus();
@@ -81,7 +81,7 @@ struct FakeClient final : AttentionClient {
   }
   AttentionSink* sink = nullptr;
   bool open = false;
-  std::vector<AttentionRequest> submitted;
+  std::vector<SessionSubmit> submitted;
   std::vector<std::pair<uint64_t, int>> cancelled;
 };
 
@@ -93,13 +93,13 @@ inline std::vector<TokenId> Ids(const std::string& text) { return *DemoTokenizer
 inline constexpr TokenId kEos = 2;
 
 // What a fake worker reports of a token: a function of position and token, as a real one's.
-inline TokenEvent Event(const AttentionRequest& r, uint32_t choice, Position position, TokenId token) {
-  TokenEvent e{r.request,
-               choice,
-               position,
-               token,
-               -0.1f * static_cast<float>(position % 7 + 1) - 0.001f * static_cast<float>(token),
-               {}};
+inline SessionToken Event(const SessionSubmit& r, uint32_t choice, Position position, TokenId token) {
+  SessionToken e{r.request,
+                 choice,
+                 position,
+                 token,
+                 -0.1f * static_cast<float>(position % 7 + 1) - 0.001f * static_cast<float>(token),
+                 {}};
   for (int k = 0; k < r.top_logprobs; ++k)
     e.top.push_back({k == 0 ? token : static_cast<TokenId>((token + static_cast<TokenId>(k)) % 2048),
                      e.logprob - static_cast<float>(k)});
@@ -142,22 +142,22 @@ class GatewayTest : public ::testing::Test {
     return Send("POST", "/v1/completions", body.dump());
   }
   // Sends `tokens` of one choice, each in a step of its own, from the choice's output position `from` on.
-  void Tokens(FakeClient* w, const AttentionRequest& r, const std::vector<TokenId>& tokens,
-              uint32_t choice = 0, uint32_t from = 0) {
+  void Tokens(FakeClient* w, const SessionSubmit& r, const std::vector<TokenId>& tokens, uint32_t choice = 0,
+              uint32_t from = 0) {
     for (uint32_t i = 0; i < tokens.size(); ++i) {
-      AttentionStep step;
+      SessionEvents step;
       step.tokens.push_back(Event(r, choice, static_cast<Position>(r.prompt.size()) + from + i, tokens[i]));
       w->sink->OnStep(std::move(step));
     }
   }
-  void Finish(FakeClient* w, const AttentionRequest& r, FinishReason reason, uint32_t choice = 0) {
-    AttentionStep step;
+  void Finish(FakeClient* w, const SessionSubmit& r, FinishReason reason, uint32_t choice = 0) {
+    SessionEvents step;
     step.finishes.push_back({r.request, choice, reason});
     w->sink->OnStep(std::move(step));
   }
   // The worker says `text` as choice `choice` of its last submission, and then the end token.
   void Say(const std::string& text, uint32_t choice = 0) { SayTo(worker_->submitted.back(), text, choice); }
-  void SayTo(const AttentionRequest request, const std::string& text, uint32_t choice = 0) {
+  void SayTo(const SessionSubmit request, const std::string& text, uint32_t choice = 0) {
     std::vector<TokenId> ids = Ids(text);
     ids.push_back(kEos);
     Tokens(worker_, request, ids, choice);
@@ -170,7 +170,7 @@ class GatewayTest : public ::testing::Test {
                ? -1
                : std::stod(text.substr(text.find_last_of(' ', text.find('\n', at + 1)) + 1));
   }
-  const AttentionRequest& last() const { return worker_->submitted.back(); }
+  const SessionSubmit& last() const { return worker_->submitted.back(); }
 
   std::unique_ptr<Metrics> metrics_;
   std::unique_ptr<Gateway> gateway_;

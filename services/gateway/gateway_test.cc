@@ -13,7 +13,7 @@ TEST_F(GatewayTest, AnswersAChatWithTextFinishUsageAndFingerprint) {
   EXPECT_EQ(last().stop_ids, std::vector<TokenId>{kEos});
   EXPECT_EQ(last().top_logprobs, -1);
   EXPECT_EQ(last().manifest, std::string(32, '\x5a'));
-  AttentionStep accepted;
+  SessionEvents accepted;
   accepted.accepted.push_back({last().request, 16});
   worker_->sink->OnStep(std::move(accepted));
   Say("Hello there!");
@@ -53,7 +53,7 @@ TEST_F(GatewayTest, StreamsAChatWithRoleDeltasFinishAndUsage) {
 
 TEST_F(GatewayTest, WritesOncePerStepAndStream) {
   auto r = Chat({{"stream", true}, {"n", 2}});
-  AttentionStep step;
+  SessionEvents step;
   for (uint32_t c = 0; c < 2; ++c) {
     for (uint32_t i = 0; i < 3; ++i)
       step.tokens.push_back(
@@ -91,7 +91,7 @@ TEST_F(GatewayTest, SendsAllSamplingOptionsToTheWorker) {
         {"ignore_eos", true},
         {"logprobs", true},
         {"top_logprobs", 20}});
-  const AttentionRequest& s = last();
+  const SessionSubmit& s = last();
   EXPECT_EQ(s.sampling.temperature, 0.5);
   EXPECT_EQ(s.sampling.top_p, 0.9);
   EXPECT_EQ(s.sampling.top_k, 40u);
@@ -100,8 +100,8 @@ TEST_F(GatewayTest, SendsAllSamplingOptionsToTheWorker) {
   EXPECT_EQ(s.sampling.frequency_penalty, -1);
   EXPECT_EQ(s.sampling.repetition_penalty, 1.2);
   ASSERT_EQ(s.sampling.logit_bias.size(), 2u);
-  EXPECT_EQ(s.sampling.logit_bias[0].token, 7u);
-  EXPECT_EQ(s.sampling.logit_bias[0].bias, 5.5f);
+  EXPECT_EQ(s.sampling.logit_bias[0].first, 7u);
+  EXPECT_EQ(s.sampling.logit_bias[0].second, 5.5f);
   EXPECT_EQ(s.sampling.seed, UINT64_MAX);
   EXPECT_EQ(s.max_tokens, 20u);  // the newer name wins
   EXPECT_EQ(s.min_tokens, 3u);
@@ -125,7 +125,7 @@ TEST_F(GatewayTest, ReportsChatLogprobsWithBytesAndTopTokens) {
   ASSERT_EQ(content.size(), ids.size());  // the end token is not part of the text
   std::string bytes;
   for (size_t i = 0; i < ids.size(); ++i) {
-    const TokenEvent e = Event(last(), 0, static_cast<Position>(last().prompt.size() + i), ids[i]);
+    const SessionToken e = Event(last(), 0, static_cast<Position>(last().prompt.size() + i), ids[i]);
     EXPECT_EQ(static_cast<float>(content[i]["logprob"].get<double>()), e.logprob);
     EXPECT_EQ(content[i]["token"], DemoTokenizer()->TokenText(ids[i]));
     for (const int b : content[i]["bytes"]) bytes += static_cast<char>(b);
@@ -138,11 +138,11 @@ TEST_F(GatewayTest, ReportsChatLogprobsWithBytesAndTopTokens) {
 TEST_F(GatewayTest, StreamsTheSameLogprobsAsItAnswersWhole) {
   const Json options = {{"logprobs", true}, {"top_logprobs", 2}, {"stop", {"END"}}, {"seed", 1}};
   auto whole = Chat(options);
-  const AttentionRequest first = last();
+  const SessionSubmit first = last();
   Json streaming = options;
   streaming["stream"] = true;
   auto streamed = Chat(streaming);
-  for (const AttentionRequest& r : {first, last()}) Tokens(worker_, r, Ids("It 👩 is the E END of it"));
+  for (const SessionSubmit& r : {first, last()}) Tokens(worker_, r, Ids("It 👩 is the E END of it"));
   Json joined = Json::array();
   for (const Json& e : streamed->events()) {
     if (e["choices"][0]["logprobs"].is_null()) continue;
@@ -155,7 +155,7 @@ TEST_F(GatewayTest, StreamsTheSameLogprobsAsItAnswersWhole) {
 
 TEST_F(GatewayTest, StopsAtAStopStringAcrossTokensAndCancelsTheChoice) {
   auto r = Chat({{"stop", "lo wo"}, {"n", 2}});
-  const AttentionRequest request = last();
+  const SessionSubmit request = last();
   Tokens(worker_, request, Ids("Hello world and more"), 0);
   ASSERT_EQ(worker_->cancelled.size(), 1u);
   EXPECT_EQ(worker_->cancelled[0], std::pair(request.request, 0));
@@ -241,7 +241,7 @@ TEST_F(GatewayTest, ReportsCompletionLogprobsInTheOldShape) {
   TextStream stream(DemoTokenizer(), true);
   std::string text;  // a token's text begins where the whole characters before it end
   for (size_t i = 0; i < ids.size(); ++i) {
-    const TokenEvent e = Event(last(), 0, static_cast<Position>(last().prompt.size() + i), ids[i]);
+    const SessionToken e = Event(last(), 0, static_cast<Position>(last().prompt.size() + i), ids[i]);
     EXPECT_EQ(static_cast<float>(l["token_logprobs"][i].get<double>()), e.logprob);
     EXPECT_EQ(l["top_logprobs"][i].size(), 2u);
     EXPECT_EQ(l["text_offset"][i], Characters(text));
@@ -255,10 +255,10 @@ TEST_F(GatewayTest, EchoesThePromptWithItsLogprobs) {
   for (const bool stream : {false, true}) {
     auto r = Complete(
         {{"prompt", "Once upon a"}, {"echo", true}, {"logprobs", 1}, {"max_tokens", 0}, {"stream", stream}});
-    const AttentionRequest s = last();
+    const SessionSubmit s = last();
     EXPECT_EQ(s.max_tokens, 0u);
     EXPECT_TRUE(s.prompt_logprobs);
-    AttentionStep step;
+    SessionEvents step;
     for (Position p = 1; p < s.prompt.size(); ++p) step.tokens.push_back(Event(s, 0, p, s.prompt[p]));
     step.finishes.push_back({s.request, 0, FinishReason::kLength});
     worker_->sink->OnStep(std::move(step));
@@ -277,9 +277,9 @@ TEST_F(GatewayTest, EchoesThePromptWithItsLogprobs) {
 
 TEST_F(GatewayTest, EchoOffsetsGoOnIntoTheAnswer) {
   auto r = Complete({{"prompt", "ab"}, {"echo", true}, {"logprobs", 0}});
-  const AttentionRequest s = last();
+  const SessionSubmit s = last();
   for (Position p = 1; p < s.prompt.size(); ++p) {
-    AttentionStep step;
+    SessionEvents step;
     step.tokens.push_back(Event(s, 0, p, s.prompt[p]));
     worker_->sink->OnStep(std::move(step));
   }
@@ -292,13 +292,13 @@ TEST_F(GatewayTest, EchoOffsetsGoOnIntoTheAnswer) {
 
 TEST_F(GatewayTest, ReturnsTheBestOfBestOf) {
   auto r = Complete({{"best_of", 3}, {"n", 1}});
-  const AttentionRequest s = last();
+  const SessionSubmit s = last();
   EXPECT_EQ(s.n, 3u);
   EXPECT_EQ(s.top_logprobs, 0);  // needed to compare
   const char* words[] = {"a", "b", "c"};
   for (uint32_t c = 0; c < 3; ++c) {
-    AttentionStep step;
-    TokenEvent e = Event(s, c, static_cast<Position>(s.prompt.size()), Ids(words[c])[0]);
+    SessionEvents step;
+    SessionToken e = Event(s, c, static_cast<Position>(s.prompt.size()), Ids(words[c])[0]);
     e.logprob = c == 1 ? -0.5f : -2.0f;
     step.tokens.push_back(e);
     step.finishes.push_back({s.request, c, FinishReason::kLength});

@@ -27,9 +27,9 @@ Generation::Generation(ApiRequest request, std::shared_ptr<const Tokenizer> toke
   }
 }
 
-AttentionRequest Generation::MakeSubmit(size_t part, uint32_t attempt) const {
+SessionSubmit Generation::MakeSubmit(size_t part, uint32_t attempt) const {
   const Prompt& prompt = request_.prompts[part];
-  AttentionRequest out;
+  SessionSubmit out;
   out.attempt = attempt;
   out.tenant = "default";
   out.prompt = prompt.ids;
@@ -68,7 +68,7 @@ void Generation::OnAccepted(size_t part, uint32_t cached_tokens) {
   any_output_ = true;
 }
 
-Push Generation::OnToken(size_t part, const TokenEvent& event, bool* cancel) {
+Push Generation::OnToken(size_t part, const SessionToken& event, bool* cancel) {
   *cancel = false;
   Part& p = parts_[part];
   const Push push = p.tokens.Add(event);
@@ -78,7 +78,7 @@ Push Generation::OnToken(size_t part, const TokenEvent& event, bool* cancel) {
   if (event.position >= prompt) {
     *cancel = p.choices[event.choice].OnToken(event);
   } else if (event.position < p.echo.size()) {
-    TokenLogprob& token = p.echo[event.position];
+    AnswerToken& token = p.echo[event.position];
     token.logprob = event.logprob;
     token.top = event.top;
     ++p.echo_have;
@@ -86,7 +86,7 @@ Push Generation::OnToken(size_t part, const TokenEvent& event, bool* cancel) {
   return push;
 }
 
-void Generation::OnFinish(size_t part, const FinishEvent& event) {
+void Generation::OnFinish(size_t part, const SessionFinish& event) {
   if (event.choice >= parts_[part].choices.size()) return;
   any_output_ = true;
   parts_[part].choices[event.choice].OnFinish(event.reason);
@@ -150,7 +150,7 @@ std::string Generation::EchoText(size_t part) const {
 // Gives each prompt token its place in the prompt's text.
 void Generation::PrepareEcho(size_t part) {
   const Prompt& prompt = request_.prompts[part];
-  std::vector<TokenLogprob>& echo = parts_[part].echo;
+  std::vector<AnswerToken>& echo = parts_[part].echo;
   // Special tokens that the tokenizer added (BOS) are no part of a text prompt.
   for (const bool skip_special : {false, true}) {
     TextStream stream(tokenizer_, skip_special);

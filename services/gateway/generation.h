@@ -31,7 +31,7 @@ class Generation {
   size_t submissions() const { return parts_.size(); }
   // All but `request`, `request_id`, `manifest` and `budget_ms`. attempt > 0: with the history to resume
   // from.
-  AttentionRequest MakeSubmit(size_t part, uint32_t attempt) const;
+  SessionSubmit MakeSubmit(size_t part, uint32_t attempt) const;
   // Choices a resumed submission must not compute again.
   std::vector<uint32_t> FinishedChoices(size_t part) const;
   uint64_t PrefixHash(size_t part) const;
@@ -39,8 +39,8 @@ class Generation {
   void set_fingerprint(std::string fingerprint) { identity_.fingerprint = std::move(fingerprint); }
   void OnAccepted(size_t part, uint32_t cached_tokens);
   // *cancel: a stop string ended this choice.
-  Push OnToken(size_t part, const TokenEvent& event, bool* cancel);
-  void OnFinish(size_t part, const FinishEvent& event);
+  Push OnToken(size_t part, const SessionToken& event, bool* cancel);
+  void OnFinish(size_t part, const SessionFinish& event);
 
   bool stream() const { return request_.stream; }
   bool part_done(size_t part) const;
@@ -59,8 +59,8 @@ class Generation {
   struct Part {
     TokenStream tokens;
     std::vector<Choice> choices;
-    std::vector<TokenLogprob> echo;  // the prompt's tokens
-    size_t echo_have = 1;            // logprobs that have come (the first token has none)
+    std::vector<AnswerToken> echo;  // the prompt's tokens
+    size_t echo_have = 1;           // logprobs that have come (the first token has none)
     std::optional<uint32_t> cached;
   };
   struct Sent {  // streaming state of a choice
@@ -85,8 +85,8 @@ class Generation {
   std::string CallId(uint32_t index, uint32_t call) const;
   void AppendCalls(std::string* out, uint32_t index, uint32_t first, const std::vector<ToolCall>& calls,
                    bool indexed) const;
-  void AppendChatLogprobs(std::string* out, const std::vector<TokenLogprob>& tokens) const;
-  void AppendCompletionLogprobs(std::string* out, const std::vector<TokenLogprob>& tokens,
+  void AppendChatLogprobs(std::string* out, const std::vector<AnswerToken>& tokens) const;
+  void AppendCompletionLogprobs(std::string* out, const std::vector<AnswerToken>& tokens,
                                 size_t* chars) const;
   void AppendMessage(std::string* out, uint32_t index, const Delta& delta) const;
 

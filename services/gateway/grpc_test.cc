@@ -12,6 +12,7 @@
 #include "consilium/controller/v1/controller.grpc.pb.h"
 #include "services/gateway/gateway_fixture.h"
 #include "services/gateway/grpc_attention_client.h"
+#include "services/gateway/worker_directory.h"
 
 namespace consilium::gateway {
 namespace {

@@ -10,7 +10,7 @@
 #include "common/log/log.h"
 #include "common/metrics/admin_server.h"
 #include "services/gateway/gateway.h"
-#include "services/gateway/grpc_attention_client.h"
+#include "services/gateway/worker_directory.h"
 
 namespace consilium::gateway {
 namespace {

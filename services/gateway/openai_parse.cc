@@ -112,12 +112,11 @@ void ReadLogitBias(Fields* f, const ParseLimits& limits, ApiRequest* out) {
     if (!(x >= -100 && x <= 100)) return f->OutOfRange("logit_bias." + key, value.dump(), "-100", "100");
     out->sampling.logit_bias.push_back({id, static_cast<float>(x)});
   }
-  std::sort(out->sampling.logit_bias.begin(), out->sampling.logit_bias.end(),
-            [](const LogitBias& a, const LogitBias& b) { return a.token < b.token; });
+  std::sort(out->sampling.logit_bias.begin(), out->sampling.logit_bias.end());
 }
 
 void ReadSampling(Fields* f, ApiRequest* out) {
-  SamplingOptions& s = out->sampling;
+  Sampling& s = out->sampling;
   s.temperature = f->Number("temperature", 0, 2).value_or(1);
   s.top_p = std::max(f->Number("top_p", 0, 1).value_or(1), 1e-9);  // 0: the best token only
   const int64_t top_k = f->Int("top_k", -1, std::numeric_limits<int32_t>::max()).value_or(0);

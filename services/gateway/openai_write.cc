@@ -83,7 +83,7 @@ void Generation::AppendCalls(std::string* out, uint32_t index, uint32_t first,
   *out += "]";
 }
 
-void Generation::AppendChatLogprobs(std::string* out, const std::vector<TokenLogprob>& tokens) const {
+void Generation::AppendChatLogprobs(std::string* out, const std::vector<AnswerToken>& tokens) const {
   const auto entry = [&](TokenId token, float logprob) {
     *out += "{\"token\":";
     AppendString(out, tokenizer_->TokenText(token));
@@ -99,7 +99,7 @@ void Generation::AppendChatLogprobs(std::string* out, const std::vector<TokenLog
     *out += ",\"top_logprobs\":[";
     for (size_t k = 0; k < tokens[i].top.size(); ++k) {
       if (k > 0) *out += ",";
-      entry(tokens[i].top[k].token, tokens[i].top[k].logprob);
+      entry(tokens[i].top[k].id, tokens[i].top[k].logprob);
       *out += "}";
     }
     *out += "]}";
@@ -108,10 +108,10 @@ void Generation::AppendChatLogprobs(std::string* out, const std::vector<TokenLog
 }
 
 // *chars: where the first token's text begins in the answer; moved behind the last one.
-void Generation::AppendCompletionLogprobs(std::string* out, const std::vector<TokenLogprob>& tokens,
+void Generation::AppendCompletionLogprobs(std::string* out, const std::vector<AnswerToken>& tokens,
                                           size_t* chars) const {
   std::string offsets, names, values, tops;
-  for (const TokenLogprob& t : tokens) {
+  for (const AnswerToken& t : tokens) {
     if (!names.empty()) offsets += ",", names += ",", values += ",", tops += ",";
     AppendInt(&offsets, *chars);
     const std::string text = tokenizer_->TokenText(t.token);
@@ -127,8 +127,8 @@ void Generation::AppendCompletionLogprobs(std::string* out, const std::vector<To
     bool sampled = false;
     for (size_t k = 0; k < t.top.size(); ++k) {
       if (k > 0) tops += ",";
-      sampled = sampled || t.top[k].token == t.token;
-      AppendString(&tops, tokenizer_->TokenText(t.top[k].token));
+      sampled = sampled || t.top[k].id == t.token;
+      AppendString(&tops, tokenizer_->TokenText(t.top[k].id));
       tops += ":";
       AppendLogprob(&tops, t.top[k].logprob);
     }
@@ -151,7 +151,7 @@ void Generation::StreamChat(uint32_t index, Sent* sent, Delta delta, const Choic
     AppendInt(out, index);
     *out += ",\"delta\":{";
   };
-  const auto end = [&](const std::vector<TokenLogprob>* tokens, std::string_view finish) {
+  const auto end = [&](const std::vector<AnswerToken>* tokens, std::string_view finish) {
     *out += "},\"logprobs\":";
     if (tokens == nullptr || request_.top_logprobs < 0)
       *out += "null";
@@ -194,7 +194,7 @@ void Generation::StreamChat(uint32_t index, Sent* sent, Delta delta, const Choic
 void Generation::StreamCompletion(uint32_t index, size_t part, Sent* sent, Delta delta, const Choice& choice,
                                   std::string* out) {
   std::string text;
-  std::vector<TokenLogprob> tokens;
+  std::vector<AnswerToken> tokens;
   if (!sent->begun && request_.echo) {
     text = EchoText(part);
     tokens = parts_[part].echo;
@@ -290,7 +290,7 @@ std::string Generation::Response() {
           AppendChatLogprobs(&out, delta.tokens);
       } else {
         std::string text = request_.echo ? EchoText(p) : "";
-        std::vector<TokenLogprob> tokens = parts_[p].echo;
+        std::vector<AnswerToken> tokens = parts_[p].echo;
         tokens.insert(tokens.end(), delta.tokens.begin(), delta.tokens.end());
         out += ",\"text\":";
         AppendString(&out, text + delta.text);

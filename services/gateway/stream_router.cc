@@ -164,7 +164,7 @@ void StreamRouter::Submit(const SessionPtr& session, size_t part) {
   for (;;) {
     const std::shared_ptr<Worker> worker = Choose(session, part);
     if (worker == nullptr) return Wait(session, part);
-    AttentionRequest request = session->generation().MakeSubmit(part, p.attempt);
+    SessionSubmit request = session->generation().MakeSubmit(part, p.attempt);
     request.request = p.id;
     request.request_id = session->start.request_id;
     {

@@ -71,13 +71,13 @@ class StreamRouter {
   void Flush(const SessionPtr& session);
   void End(const SessionPtr& session, int status);
   void Release(Session* session, size_t part, bool cancel);
-  void HandleToken(const SessionPtr& session, size_t part, const TokenEvent& event);
-  void HandleError(const SessionPtr& session, size_t part, const ErrorEvent& event);
+  void HandleToken(const SessionPtr& session, size_t part, const SessionToken& event);
+  void HandleError(const SessionPtr& session, size_t part, const SessionError& event);
   void ObserveToken(Session* session, size_t part, uint32_t choice);
 
   std::shared_ptr<Worker> Choose(const SessionPtr& session, size_t part);
-  void OnWelcome(Worker* worker, const WorkerInfo& info);
-  void OnStep(Worker* worker, AttentionStep step);
+  void OnWelcome(Worker* worker, const WorkerWelcome& info);
+  void OnStep(Worker* worker, SessionEvents step);
   void OnDown(Worker* worker, const absl::Status& why);
   void OnClientGone(const SessionPtr& session);
   std::vector<std::pair<uint64_t, Place>> TakeRequests(Worker* worker);

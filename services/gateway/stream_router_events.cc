@@ -7,7 +7,7 @@
 
 namespace consilium::gateway {
 
-void StreamRouter::OnWelcome(Worker* worker, const WorkerInfo& info) {
+void StreamRouter::OnWelcome(Worker* worker, const WorkerWelcome& info) {
   {
     std::lock_guard lock(mu_);
     worker->info = info;
@@ -19,7 +19,7 @@ void StreamRouter::OnWelcome(Worker* worker, const WorkerInfo& info) {
   }
   log::Info("worker ready", {{"worker", info.worker},
                              {"address", worker->key},
-                             {"model", info.model},
+                             {"model", info.model_id},
                              {"fingerprint", Fingerprint(info)},
                              {"context_tokens", info.context_tokens}});
   metrics_->workers_ready.Set(static_cast<double>(ready_workers()));
@@ -80,12 +80,12 @@ void StreamRouter::WakeWaiting() {
   }
 }
 
-void StreamRouter::OnStep(Worker* worker, AttentionStep step) {
+void StreamRouter::OnStep(Worker* worker, SessionEvents step) {
   // Finds all sessions under one lock, then handles each event under its session's.
   std::vector<Place> accepted, tokens, finishes, errors;
   {
     std::lock_guard lock(mu_);
-    if (step.load) worker->load = *step.load;
+    worker->load = step.load;
     const auto find = [&](const auto& events, std::vector<Place>* out) {
       for (const auto& e : events) {
         const auto it = requests_.find(e.request);
@@ -109,25 +109,25 @@ void StreamRouter::OnStep(Worker* worker, AttentionStep step) {
       handle(session, places[i].part, events[i]);
     }
   };
-  each(step.accepted, accepted, [](const SessionPtr& s, size_t part, const AcceptedEvent& e) {
+  each(step.accepted, accepted, [](const SessionPtr& s, size_t part, const SessionAccepted& e) {
     s->generation().OnAccepted(part, e.cached_tokens);
   });
   each(step.tokens, tokens,
-       [&](const SessionPtr& s, size_t part, const TokenEvent& e) { HandleToken(s, part, e); });
-  each(step.finishes, finishes, [&](const SessionPtr& s, size_t part, const FinishEvent& e) {
+       [&](const SessionPtr& s, size_t part, const SessionToken& e) { HandleToken(s, part, e); });
+  each(step.finishes, finishes, [&](const SessionPtr& s, size_t part, const SessionFinish& e) {
     if (e.reason == FinishReason::kCancelled) return;  // this side asked for it
     s->generation().OnFinish(part, e);
     if (s->generation().part_done(part)) Release(s.get(), part, false);
   });
   each(step.errors, errors,
-       [&](const SessionPtr& s, size_t part, const ErrorEvent& e) { HandleError(s, part, e); });
+       [&](const SessionPtr& s, size_t part, const SessionError& e) { HandleError(s, part, e); });
   for (const SessionPtr& session : touched) {
     std::lock_guard lock(session->mu);
     Flush(session);
   }
 }
 
-void StreamRouter::HandleToken(const SessionPtr& session, size_t part, const TokenEvent& event) {
+void StreamRouter::HandleToken(const SessionPtr& session, size_t part, const SessionToken& event) {
   Session::Part& p = session->parts[part];
   bool cancel = false;
   switch (session->generation().OnToken(part, event, &cancel)) {
@@ -174,7 +174,7 @@ void StreamRouter::ObserveToken(Session* session, size_t part, uint32_t choice) 
   last[choice] = now;
 }
 
-void StreamRouter::HandleError(const SessionPtr& session, size_t part, const ErrorEvent& event) {
+void StreamRouter::HandleError(const SessionPtr& session, size_t part, const SessionError& event) {
   Session::Part& p = session->parts[part];
   if (p.worker) {
     std::lock_guard lock(mu_);

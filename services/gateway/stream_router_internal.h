@@ -24,7 +24,7 @@ inline ApiError ServerError(int status, std::string message, std::string code = 
 }
 
 // system_fingerprint: class, fingerprint, first 12 hex digits of the manifest.
-inline std::string Fingerprint(const WorkerInfo& info) {
+inline std::string Fingerprint(const WorkerWelcome& info) {
   std::string manifest;
   for (const char c : info.manifest.substr(0, 6)) {
     const auto byte = static_cast<uint8_t>(c);
@@ -38,11 +38,11 @@ inline std::string Fingerprint(const WorkerInfo& info) {
 struct StreamRouter::Worker final : AttentionSink {
   Worker(StreamRouter* r, std::string k, std::unique_ptr<AttentionClient> c)
       : router(r), key(std::move(k)), client(std::move(c)) {}
-  void OnWelcome(const WorkerInfo& i) override { router->OnWelcome(this, i); }
-  void OnStep(AttentionStep step) override { router->OnStep(this, std::move(step)); }
+  void OnWelcome(const WorkerWelcome& i) override { router->OnWelcome(this, i); }
+  void OnStep(SessionEvents step) override { router->OnStep(this, std::move(step)); }
   void OnDown(const absl::Status& why) override { router->OnDown(this, why); }
 
-  absl::Status Submit(const AttentionRequest& request) {
+  absl::Status Submit(const SessionSubmit& request) {
     std::shared_lock lock(client_mu);
     return client == nullptr ? Unavailable("the worker was removed") : client->Submit(request);
   }
@@ -61,7 +61,7 @@ struct StreamRouter::Worker final : AttentionSink {
   std::shared_mutex client_mu;  // innermost; held for as long as a call into the client takes
   std::unique_ptr<AttentionClient> client;
   // Guarded by the router's mu_.
-  WorkerInfo info;
+  WorkerWelcome info;
   bool up = false, draining = false;
   uint64_t epoch = 0;  // counts sessions
   WorkerLoad load;

@@ -6,14 +6,14 @@
 
 namespace consilium::gateway {
 
-TokenStream::Seen TokenStream::Of(const TokenEvent& event) {
+TokenStream::Seen TokenStream::Of(const SessionToken& event) {
   uint64_t hash = event.top.size();
-  for (const TopLogprob& top : event.top)
-    hash = Mix(Mix(hash, top.token), std::bit_cast<uint32_t>(top.logprob));
+  for (const TokenLogprob& top : event.top)
+    hash = Mix(Mix(hash, top.id), std::bit_cast<uint32_t>(top.logprob));
   return {event.token, std::bit_cast<uint32_t>(event.logprob), hash};
 }
 
-Push TokenStream::Add(const TokenEvent& event) {
+Push TokenStream::Add(const SessionToken& event) {
   const bool in_prompt = event.position < prompt_tokens_;
   if (event.choice >= choices_.size() || event.position == 0) return Push::kGap;
   std::vector<Seen>& seen = in_prompt ? prompt_ : choices_[event.choice];
@@ -24,10 +24,11 @@ Push TokenStream::Add(const TokenEvent& event) {
   return Push::kNew;
 }
 
-std::vector<std::vector<TokenId>> TokenStream::ResumeHistory() const {
-  std::vector<std::vector<TokenId>> out(choices_.size());
-  for (size_t c = 0; c < choices_.size(); ++c) {
-    for (size_t i = 0; i + 1 < choices_[c].size(); ++i) out[c].push_back(choices_[c][i].token);
+std::vector<std::pair<uint32_t, std::vector<TokenId>>> TokenStream::ResumeHistory() const {
+  std::vector<std::pair<uint32_t, std::vector<TokenId>>> out;
+  for (uint32_t c = 0; c < choices_.size(); ++c) {
+    out.push_back({c, {}});
+    for (size_t i = 0; i + 1 < choices_[c].size(); ++i) out.back().second.push_back(choices_[c][i].token);
   }
   return out;
 }

@@ -18,11 +18,11 @@ enum class Push : uint8_t {
 class TokenStream {
  public:
   TokenStream(uint32_t prompt_tokens, uint32_t choices) : prompt_tokens_(prompt_tokens), choices_(choices) {}
-  Push Add(const TokenEvent& event);
+  Push Add(const SessionToken& event);
   size_t count(uint32_t choice) const { return choices_[choice].size(); }
-  // What a resumed submission carries: all tokens but the last of each choice. The last is computed again and
+  // What a resumed submission carries, by choice: all tokens but the last. The last is computed again and
   // compared.
-  std::vector<std::vector<TokenId>> ResumeHistory() const;
+  std::vector<std::pair<uint32_t, std::vector<TokenId>>> ResumeHistory() const;
 
  private:
   struct Seen {
@@ -31,7 +31,7 @@ class TokenStream {
     uint64_t top_hash;
     bool operator==(const Seen&) const = default;
   };
-  static Seen Of(const TokenEvent& event);
+  static Seen Of(const SessionToken& event);
 
   uint32_t prompt_tokens_;
   std::vector<std::vector<Seen>> choices_;

@@ -93,7 +93,7 @@ class Alone {
         answer_.tokens[t.choice].push_back(BitsOf(t));
     }
     for (const SessionFinish& f : a.events.finishes) answer_.finishes[f.choice] = f.reason;
-    for (const SessionError& e : a.events.errors) answer_.error_code = e.code;
+    for (const SessionError& e : a.events.errors) answer_.error_code = static_cast<uint32_t>(e.code);
   }
 
   SimModel* const model_;

@@ -3,7 +3,7 @@
 #include <map>
 #include <vector>
 
-#include "services/attention/session_types.h"
+#include "common/session/session.h"
 #include "tests/sim/sim_model.h"
 
 namespace consilium::sim {

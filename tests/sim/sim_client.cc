@@ -209,12 +209,13 @@ void SimClient::OnFinish(const SessionFinish& f) {
 void SimClient::OnError(const SessionError& e) {
   Request* r = Find(e.request, "error");
   if (r == nullptr) return;
-  const auto code = static_cast<absl::StatusCode>(e.code);
-  const bool expected = r->want.error_code != 0 && e.code == r->want.error_code;
+  const absl::StatusCode code = e.code;
+  const bool expected = r->want.error_code != 0 && static_cast<uint32_t>(code) == r->want.error_code;
   const bool clean = code == absl::StatusCode::kUnavailable || code == absl::StatusCode::kResourceExhausted ||
                      (code == absl::StatusCode::kDeadlineExceeded && r->submit.budget_ms > 0);
   if (!expected && (!clean || r->must_succeed)) {
-    violation_("request " + Str(e.request) + " failed with code " + Str(e.code) + ": " + e.text);
+    violation_("request " + Str(e.request) + " failed with code " + Str(static_cast<uint32_t>(code)) + ": " +
+               e.text);
   }
   if (!expected) ++failed_;
   End(r);

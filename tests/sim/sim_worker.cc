@@ -64,7 +64,7 @@ void SimWorker::Kill() {
   total_.resends += s.resends;
   total_.prefix_hits += s.prefix_hits;
   total_.unknown_results += s.unknown_results;
-  total_.mismatches += s.mismatches;
+  if (s.mismatches > 0) w_.violation(name_ + ": a duplicate result had other bits");
   for (auto& [key, lane] : lanes_) {
     lane->wanted = false;
     if (lane->stream != nullptr) w_.net->Die(lane->stream, 0);
@@ -80,7 +80,6 @@ void SimWorker::Handle(AttentionEvent& event) {
   std::vector<AttentionAction> actions;
   core_->Handle(w_.clock->now(), std::move(event), &actions);
   for (AttentionAction& action : actions) std::visit([this](auto& a) { Do(a); }, action);
-  if (core_->stats().mismatches > 0) w_.violation(name_ + ": a duplicate result had other bits");
   SetTimer();
 }
 
@@ -157,16 +156,19 @@ void SimWorker::Dial(const std::shared_ptr<Lane>& lane) {
     }
     StreamRef s = w_.net->Open(name_ + "-" + lane->address);
     lane->stream = s;
-    s->down[0] = [this, lane, life](const absl::Status& why) {
-      if (life != life_) return;
-      lane->session.OnLinkDown(why);
-      w_.clock->In(50000, "redial", lane->shard.value, [this, lane, life] {
-        if (life == life_ && lane->wanted) Dial(lane);
+    // Weak: the lane owns its stream and session, which own these.
+    s->down[0] = [this, weak = std::weak_ptr<Lane>(lane), life](const absl::Status& why) {
+      const std::shared_ptr<Lane> open = weak.lock();
+      if (life != life_ || open == nullptr) return;
+      open->session.OnLinkDown(why);
+      w_.clock->In(50000, "redial", open->shard.value, [this, open, life] {
+        if (life == life_ && open->wanted) Dial(open);
       });
     };
-    auto to_client = [this, lane, life, s](WireFrame frame) {
-      if (life != life_ || lane->stream != s) return;
-      const absl::Status status = lane->session.OnFrame(std::move(frame));
+    auto to_client = [this, weak = std::weak_ptr<Lane>(lane), life, s](WireFrame frame) {
+      const std::shared_ptr<Lane> open = weak.lock();
+      if (life != life_ || open == nullptr || open->stream != s) return;
+      const absl::Status status = open->session.OnFrame(std::move(frame));
       if (!status.ok()) w_.net->Break(s);
     };
     auto to_shard = shard->Accept(s, to_client);

@@ -119,7 +119,7 @@ class World {
     const uint32_t chunks[] = {1, 7, 16, 0};
     c.prefill_chunk = chunks[clock_.Pick(4)];
     c.prefix_cache = !clock_.Chance(25);
-    c.waiting_requests_max = clock_.Chance(20) ? 3 : 100;
+    c.waiting_requests_max = options_.faults && clock_.Chance(20) ? 5 : 100;  // more than there are probes
     return c;
   }
 
