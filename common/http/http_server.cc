@@ -10,9 +10,11 @@
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
 #include <condition_variable>
+#include <cstdio>
 #include <ctime>
 #include <mutex>
 #include <optional>
+#include <random>
 #include <thread>
 #include <unordered_set>
 
@@ -404,7 +406,22 @@ class Connection : public std::enable_shared_from_this<Connection> {
     failing_ = true;
     auto [type, body] = shared_->ErrorBody(status, text);
     const std::string framing = "Content-Length: " + std::to_string(body.size()) + "\r\n";
-    Enqueue(Head(status, {{"Content-Type", type}}, framing, false) + body, true, true);
+    HttpHeaders headers{{"Content-Type", type}};
+    if (shared_->options.on_error) headers.emplace_back("x-request-id", RequestId());
+    Enqueue(Head(status, headers, framing, false) + body, true, true);
+  }
+
+  // The client's own if it was read and is short and plain; else a new one: an error must be nameable.
+  std::string RequestId() const {
+    constexpr size_t kBytesMax = 128;
+    const std::string_view plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/";
+    const std::string given = parser_ ? Std(parser_->get()["x-request-id"]) : "";
+    if (!given.empty() && given.size() <= kBytesMax && given.find_first_not_of(plain) == given.npos)
+      return given;
+    std::random_device random;
+    char text[40];
+    std::snprintf(text, sizeof text, "%08x%08x%08x%08x", random(), random(), random(), random());
+    return text;
   }
 
   // Half-closes and drops what the client still sends: a plain close would reset the answer away.

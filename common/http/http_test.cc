@@ -248,6 +248,14 @@ TEST_F(Http, TakesABodyAtTheLimitAndRefusesOneByteMoreWith413) {
   const std::string answer = declared.Send(Echo(std::string(1001, 'a'))).UntilClosed();
   EXPECT_NE(answer.find("HTTP/1.1 413 "), std::string::npos);
   EXPECT_NE(answer.find("\r\n\r\n413:the request's body is larger than 1000 bytes"), std::string::npos);
+  EXPECT_NE(answer.find("\r\nx-request-id: "), std::string::npos);
+  Client named(server_->port());
+  const std::string mine = named
+                               .Send(
+                                   "POST /echo HTTP/1.1\r\nHost: a\r\nX-Request-Id: mine-1\r\n"
+                                   "Content-Length: 2000\r\n\r\n")
+                               .UntilClosed();
+  EXPECT_NE(mine.find("\r\nx-request-id: mine-1\r\n"), std::string::npos) << mine;
   Client chunked(server_->port());
   chunked.Send("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n7d0\r\n" +
                std::string(2000, 'b') + "\r\n");

@@ -136,6 +136,39 @@ std::vector<uint32_t> ConfigReader::U32List(std::string_view key, uint32_t max) 
   return out;
 }
 
+std::vector<std::string> ConfigReader::TextList(std::string_view key) {
+  std::vector<std::string> out;
+  const Node* node = Find(key);
+  if (node == nullptr) return out;
+  const Json& v = AsJson(node);
+  if (!v.is_array()) Fail(key, "expected a list of strings, got " + Shown(v));
+  for (const Json& item : v.is_array() ? v : Json::array()) {
+    if (!item.is_string()) {
+      Fail(key, "expected strings, got " + Shown(item));
+      return {};
+    }
+    out.push_back(item.get<std::string>());
+  }
+  return out;
+}
+
+std::vector<double> ConfigReader::NumberList(std::string_view key, double min, double max) {
+  std::vector<double> out;
+  const Node* node = Find(key);
+  if (node == nullptr) return out;
+  const Json& v = AsJson(node);
+  if (!v.is_array()) Fail(key, "expected a list of numbers, got " + Shown(v));
+  for (const Json& item : v.is_array() ? v : Json::array()) {
+    const double d = item.is_number() ? item.get<double>() : std::nan("");
+    if (!(d >= min && d <= max)) {
+      Fail(key, "expected numbers in " + NumberText(min) + ".." + NumberText(max) + ", got " + Shown(item));
+      return {};
+    }
+    out.push_back(d);
+  }
+  return out;
+}
+
 std::optional<ConfigReader> ConfigReader::Object(std::string_view key) {
   const Node* node = Find(key);
   if (node == nullptr) return std::nullopt;

@@ -31,6 +31,8 @@ class ConfigReader {
   std::string Text(std::string_view key, std::optional<std::string> fallback = std::nullopt);
   // An integer or a list of integers; absent or null: empty.
   std::vector<uint32_t> U32List(std::string_view key, uint32_t max);
+  std::vector<std::string> TextList(std::string_view key);
+  std::vector<double> NumberList(std::string_view key, double min, double max);
   // The object under `key`, sharing this reader's status; nullopt when absent or null.
   std::optional<ConfigReader> Object(std::string_view key);
 

@@ -1,4 +1,4 @@
-// Small file helpers of model loading. Errors name the path.
+// File access of model loading. Errors name the path.
 #pragma once
 #include <cstddef>
 #include <cstdint>

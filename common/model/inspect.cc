@@ -2,13 +2,12 @@
 
 #include <array>
 #include <cstdio>
-#include <filesystem>
 #include <map>
 #include <set>
 
 #include "common/base/status.h"
-#include "common/model/files.h"
 #include "common/model/json_text.h"
+#include "common/model/model_files.h"
 #include "common/model/model_spec.h"
 #include "common/model/tensor_index.h"
 
@@ -25,26 +24,29 @@ struct Figures {
   uint64_t total_params = 0, active_params = 0, total_bytes = 0;
 };
 
-uint64_t Elements(const TensorInfo& t) { return t.range.length / DTypeBytes(t.dtype); }
-
-Figures Sum(const ModelSpec& spec, const Manifest& manifest, const std::vector<TensorRole>& roles) {
+Figures Sum(const ModelSpec& spec, const Manifest& manifest) {
   Figures f;
-  std::map<std::string, ModelPart> part_of;
-  for (const TensorRole& r : roles) {
-    if (r.part != ModelPart::kExperts) part_of[r.role] = r.part;
-  }
   const auto add = [&](ModelPart part, const TensorInfo& t) {
-    f.bytes[static_cast<size_t>(part)] += t.range.length;
-    f.params[static_cast<size_t>(part)] += Elements(t);
-    f.formats.insert(std::string(DTypeName(t.dtype)));
+    f.params[static_cast<size_t>(part)] += t.elements();
+    f.formats.insert(std::string(FormatName(t)));
   };
-  for (const TensorInfo& t : manifest.dense) add(part_of.at(t.role), t);
+  for (const TensorInfo& t : manifest.dense) {
+    add(PartOf(t.role), t);
+    f.bytes[static_cast<size_t>(PartOf(t.role))] += t.bytes();
+  }
   for (const ExpertEntry& e : manifest.experts) {
     for (const TensorInfo& t : e.parts) add(ModelPart::kExperts, t);
+    for (const TensorInfo& t : e.biases) {
+      if (e.has_biases()) add(ModelPart::kExperts, t);
+    }
+    f.bytes[static_cast<size_t>(ModelPart::kExperts)] += e.bytes();
   }
   if (!manifest.experts.empty()) {
     f.expert_bytes = manifest.experts[0].bytes();
-    for (const TensorInfo& t : manifest.experts[0].parts) f.expert_params += Elements(t);
+    for (const TensorInfo& t : manifest.experts[0].parts) f.expert_params += t.elements();
+    for (const TensorInfo& t : manifest.experts[0].biases) {
+      if (manifest.experts[0].has_biases()) f.expert_params += t.elements();
+    }
   }
   for (size_t i = 0; i < kPartNames.size(); ++i) {
     f.total_params += f.params[i];
@@ -80,6 +82,23 @@ std::string Human(uint64_t bytes) {
   return text;
 }
 
+// ", window 128 in 12 of 24 layers, ...".
+std::string PatternText(const ModelSpec& s) {
+  std::map<std::string, size_t> patterns;
+  for (const LayerSpec& l : s.layers) {
+    if (l.window != 0) ++patterns["window " + std::to_string(l.window)];
+    if (l.chunk != 0) ++patterns["chunks of " + std::to_string(l.chunk)];
+    if (!l.rotates) ++patterns["no rotation"];
+  }
+  std::string out;
+  for (const auto& [text, count] : patterns) {
+    out += ", " + text;
+    if (count != s.layers.size())
+      out += " in " + std::to_string(count) + " of " + std::to_string(s.layers.size()) + " layers";
+  }
+  return out;
+}
+
 std::string AttentionText(const ModelSpec& s) {
   if (s.mla_attention) {
     return "MLA, " + std::to_string(s.mla.heads) + " heads, q rank " + std::to_string(s.mla.q_lora) +
@@ -87,15 +106,14 @@ std::string AttentionText(const ModelSpec& s) {
            std::to_string(s.mla.rope) + ", values " + std::to_string(s.mla.v_dim);
   }
   return "GQA, " + std::to_string(s.gqa.q_heads) + " heads over " + std::to_string(s.gqa.kv_heads) + " of " +
-         std::to_string(s.gqa.head_dim) + " lanes" +
-         (s.gqa.window ? ", window " + std::to_string(s.gqa.window) : "");
+         std::to_string(s.gqa.head_dim) + " lanes" + PatternText(s);
 }
 
-std::string TokenizerText(const std::string& dir) {
-  const std::string path = dir + "/tokenizer.json";
-  const auto text = ReadTextFile(path, size_t{256} << 20);
-  if (!text.ok()) return "missing";
-  const auto tree = ParseJson(*text, path);
+std::string TokenizerText(const ModelPlace& place) {
+  const auto texts = ReadModelTexts(place.key());
+  if (!texts.ok()) return "unreadable";
+  if (!texts->tokenizer) return "missing";
+  const auto tree = ParseJson(*texts->tokenizer, "tokenizer");
   if (!tree.ok() || !tree->is_object() || !tree->contains("model") || !(*tree)["model"].is_object())
     return "unreadable";
   const Json& model = (*tree)["model"];
@@ -105,16 +123,16 @@ std::string TokenizerText(const std::string& dir) {
   return type + ", " + std::to_string(entries) + " entries";
 }
 
-Json ToJson(const std::string& dir, const ModelSpec& s, const Figures& f) {
+Json ToJson(const ModelPlace& place, const ModelSpec& s, const Figures& f) {
   Json bytes = Json::object(), params = Json::object();
   for (size_t i = 0; i < kPartNames.size(); ++i) {
     bytes[std::string(kPartNames[i])] = f.bytes[i];
     params[std::string(kPartNames[i])] = f.params[i];
   }
   Json out;
-  out["id"] = std::filesystem::path(dir).filename().string();
+  out["id"] = place.id;
   out["family"] = s.family;
-  out["format"] = "safetensors " + Join(f.formats);
+  out["format"] = (place.gguf.empty() ? "safetensors " : "GGUF ") + Join(f.formats);
   out["attention"] = AttentionText(s);
   out["layers"] = s.layers.size();
   out["moe_layers"] = s.moe_layers();
@@ -131,7 +149,7 @@ Json ToJson(const std::string& dir, const ModelSpec& s, const Figures& f) {
   out["bytes_by_part"] = bytes;
   out["bytes_per_expert"] = f.expert_bytes;
   out["kv_bytes_per_token"] = KvBytesPerToken(s);
-  out["tokenizer"] = TokenizerText(dir);
+  out["tokenizer"] = TokenizerText(place);
   out["eos_ids"] = s.eos_ids;
   return out;
 }
@@ -167,15 +185,13 @@ std::string ToText(const Json& j) {
 
 }  // namespace
 
-absl::StatusOr<std::string> DescribeModel(const std::string& given_dir, bool json) {
-  std::string dir = std::filesystem::absolute(given_dir).lexically_normal().string();
-  while (dir.size() > 1 && dir.ends_with('/')) dir.pop_back();
-  if (!std::filesystem::is_directory(dir)) return NotFound(dir + ": no such folder");
-  ASSIGN_OR_RETURN(const ModelSpec spec, ReadModelSpec(dir));
-  ASSIGN_OR_RETURN(TensorIndex index, ReadTensorIndex(dir));
-  ASSIGN_OR_RETURN(const Manifest manifest, ClaimTensors(spec, std::move(index), dir));
-  ASSIGN_OR_RETURN(const std::vector<TensorRole> roles, ListRoles(spec));
-  const Json figures = ToJson(dir, spec, Sum(spec, manifest, roles));
+absl::StatusOr<std::string> DescribeModel(const std::string& path, bool json) {
+  ASSIGN_OR_RETURN(const ModelPlace place, FindModel(path));
+  ASSIGN_OR_RETURN(const ModelSpec spec, ReadModelSpec(path));
+  ASSIGN_OR_RETURN(const ConfigText config, ReadConfigText(place));
+  ASSIGN_OR_RETURN(TensorIndex index, ReadTensorIndex(place, config));
+  ASSIGN_OR_RETURN(const Manifest manifest, ClaimTensors(spec, std::move(index), place.key()));
+  const Json figures = ToJson(place, spec, Sum(spec, manifest));
   return json ? figures.dump(2) + "\n" : ToText(figures);
 }
 

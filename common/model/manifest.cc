@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <atomic>
-#include <filesystem>
 #include <mutex>
 #include <thread>
 
@@ -9,6 +8,7 @@
 #include "common/log/log.h"
 #include "common/model/files.h"
 #include "common/model/manifest_cache.h"
+#include "common/model/model_files.h"
 #include "common/model/model_spec.h"
 #include "common/model/model_store.h"
 #include "common/model/safetensors.h"
@@ -17,33 +17,68 @@
 namespace consilium {
 namespace {
 
-constexpr size_t kConfigBytesMax = size_t{16} << 20;
 constexpr size_t kChunkBytes = size_t{4} << 20;
 constexpr MonoTime kProgressUs = 2'000'000;
 constexpr unsigned kHashThreadsMax = 8;  // each holds one expert's bytes
 
+// What a tensor's bytes mean; unequal lines for unequal meanings.
 std::string FormatLine(std::string_view what, const TensorInfo& t) {
-  return std::string(what) + " " + std::string(DTypeName(t.dtype)) + " " + ShapeText(t.shape) + "\n";
+  std::string line = std::string(what) + " " + std::string(FormatName(t)) + " " + ShapeText(t.shape);
+  if (t.scales.length > 0) {
+    line += " scales " + std::string(DTypeName(t.scale_dtype)) + " " + std::to_string(t.block_rows) + "x" +
+            std::to_string(t.block_columns);
+  }
+  if (t.first_row != 0 || t.row_step != 1)
+    line += " rows " + std::to_string(t.first_row) + "+" + std::to_string(t.row_step);
+  if (t.transposed) line += " transposed";
+  if (t.rotary_head != 0) line += " rotary " + std::to_string(t.rotary_head);
+  return line + "\n";
 }
 
-// Digest over kind and canonical parts; layer and expert number stay out: equal experts are one expert.
-absl::Status HashExpert(ModelStore* store, kernels::Activation activation, ExpertEntry* entry,
+std::string ActivationText(const ModelSpec& spec) {
+  switch (spec.activation) {
+    case kernels::Activation::kSilu:
+      return "silu";
+    case kernels::Activation::kGeluTanh:
+      return "gelu_tanh";
+    case kernels::Activation::kSwigluClamped:
+      return "swiglu_clamped " + std::to_string(spec.swiglu_alpha) + " " + std::to_string(spec.swiglu_limit);
+  }
+  return "?";
+}
+
+// Digest over kind and parts; layer and expert number stay out: equal experts are one expert. Ranges that
+// gate and up share are read and hashed once.
+absl::Status HashExpert(ModelStore* store, const std::string& activation, ExpertEntry* entry,
                         std::vector<std::byte>* buffer) {
-  constexpr std::string_view kParts[3] = {"gate", "up", "down"};
+  constexpr std::string_view kParts[3] = {"gate", "up", "down"},
+                             kBiases[3] = {"gate_bias", "up_bias", "down_bias"};
   buffer->resize(entry->bytes());
   Sha256 sha;
-  sha.Update(std::string("consilium expert 1 gated ") +
-             (activation == kernels::Activation::kSilu ? "silu\n" : "gelu_tanh\n"));
+  sha.Update("consilium expert 1 gated " + activation + "\n");
+  std::vector<ByteRange> seen;
   size_t at = 0;
-  for (int i = 0; i < 3; ++i) {
-    const std::span<std::byte> bytes(buffer->data() + at, entry->parts[i].range.length);
-    RETURN_IF_ERROR(store->Read(entry->parts[i].range, bytes));
-    sha.Update(FormatLine(kParts[i], entry->parts[i]));
+  const auto add = [&](const ByteRange& range) -> absl::Status {
+    if (range.length == 0 || std::find(seen.begin(), seen.end(), range) != seen.end())
+      return absl::OkStatus();
+    seen.push_back(range);
+    const std::span<std::byte> bytes(buffer->data() + at, range.length);
+    RETURN_IF_ERROR(store->Read(range, bytes));
     sha.Update(bytes);
     at += bytes.size();
+    return absl::OkStatus();
+  };
+  for (int i = 0; i < 3; ++i) {
+    sha.Update(FormatLine(kParts[i], entry->parts[i]));
+    RETURN_IF_ERROR(add(entry->parts[i].range));
+    RETURN_IF_ERROR(add(entry->parts[i].scales));
+  }
+  for (int i = 0; i < 3 && entry->has_biases(); ++i) {
+    sha.Update(FormatLine(kBiases[i], entry->biases[i]));
+    RETURN_IF_ERROR(add(entry->biases[i].range));
   }
   entry->digest = sha.Finish();
-  entry->checksum = Xxh3(*buffer);
+  entry->checksum = Xxh3(*buffer);  // the bytes in the order of Ranges()
   return absl::OkStatus();
 }
 
@@ -51,13 +86,15 @@ absl::StatusOr<Digest> HashTensor(ModelStore* store, const TensorInfo& tensor,
                                   std::vector<std::byte>* buffer) {
   Sha256 sha;
   sha.Update(FormatLine(tensor.role, tensor));
-  buffer->resize(std::min<uint64_t>(kChunkBytes, tensor.range.length));
-  for (uint64_t done = 0; done < tensor.range.length;) {
-    const uint64_t n = std::min<uint64_t>(kChunkBytes, tensor.range.length - done);
-    const std::span<std::byte> bytes(buffer->data(), n);
-    RETURN_IF_ERROR(store->Read(ByteRange{tensor.range.file, tensor.range.offset + done, n}, bytes));
-    sha.Update(bytes);
-    done += n;
+  for (const ByteRange& range : {tensor.range, tensor.scales}) {
+    buffer->resize(std::min<uint64_t>(kChunkBytes, range.length));
+    for (uint64_t done = 0; done < range.length;) {
+      const uint64_t n = std::min<uint64_t>(kChunkBytes, range.length - done);
+      const std::span<std::byte> bytes(buffer->data(), n);
+      RETURN_IF_ERROR(store->Read(ByteRange{range.file, range.offset + done, n}, bytes));
+      sha.Update(bytes);
+      done += n;
+    }
   }
   return sha.Finish();
 }
@@ -66,13 +103,13 @@ absl::StatusOr<Digest> HashTensor(ModelStore* store, const TensorInfo& tensor,
 class Hasher {
  public:
   Hasher(const ModelSpec& spec, Manifest* manifest, const std::string& dir)
-      : spec_(spec),
+      : activation_(ActivationText(spec)),
         manifest_(manifest),
         dir_(dir),
         store_(OpenFolderStore(*manifest)),
         dense_(manifest->dense.size()) {
     for (const auto& e : manifest->experts) bytes_total_ += e.bytes();
-    for (const auto& t : manifest->dense) bytes_total_ += t.range.length;
+    for (const auto& t : manifest->dense) bytes_total_ += t.bytes();
   }
 
   absl::Status Run(const std::string& config_text) {
@@ -105,13 +142,13 @@ class Hasher {
     for (size_t i = next_++; i < items && !failed_; i = next_++) {
       absl::Status status;
       if (i < experts) {
-        status = HashExpert(store_.get(), spec_.activation, &manifest_->experts[i], &buffer);
+        status = HashExpert(store_.get(), activation_, &manifest_->experts[i], &buffer);
         if (status.ok()) Report(manifest_->experts[i].bytes());
       } else {
         auto digest = HashTensor(store_.get(), manifest_->dense[i - experts], &buffer);
         status = digest.status();
         if (digest.ok()) dense_[i - experts] = *digest;
-        if (digest.ok()) Report(manifest_->dense[i - experts].range.length);
+        if (digest.ok()) Report(manifest_->dense[i - experts].bytes());
       }
       if (!status.ok()) Fail(status);
     }
@@ -137,7 +174,7 @@ class Hasher {
                                   {"seconds_left", (bytes_total_ - bytes_done_) / rate}});
   }
 
-  const ModelSpec& spec_;
+  const std::string activation_;
   Manifest* manifest_;
   const std::string dir_;
   std::unique_ptr<ModelStore> store_;
@@ -152,13 +189,16 @@ class Hasher {
   MonoTime next_report_ = 0;
 };
 
-absl::StatusOr<ManifestSources> StampSources(const std::string& dir, const std::vector<std::string>& files) {
+// Found without reading a header, so that a kept manifest needs none.
+absl::StatusOr<ManifestSources> StampSources(const ModelPlace& place) {
   ManifestSources sources;
-  sources.dir = dir;
-  std::vector<std::string> all = files;
-  all.push_back(dir + "/config.json");
-  for (const char* optional : {"/model.safetensors.index.json"}) {
-    if (FileExists(dir + optional)) all.push_back(dir + optional);
+  sources.dir = place.key();
+  std::vector<std::string> all = ListWeightFiles(place);
+  if (place.gguf.empty()) {
+    all.push_back(ModelConfigPath(place.dir));
+    for (const char* optional : {"/model.safetensors.index.json", "/consolidated.safetensors.index.json"}) {
+      if (FileExists(place.dir + optional)) all.push_back(place.dir + optional);
+    }
   }
   for (const std::string& path : all) {
     ASSIGN_OR_RETURN(const FileStamp stamp, StampFile(path));
@@ -182,30 +222,27 @@ const TensorInfo* Manifest::FindDense(std::string_view role) const {
   return it != dense.end() && it->role == role ? &*it : nullptr;
 }
 
-absl::StatusOr<Manifest> OpenManifest(const std::string& given_dir, const std::string& state_dir) {
-  std::string dir = std::filesystem::absolute(given_dir).lexically_normal().string();
-  while (dir.size() > 1 && dir.ends_with('/')) dir.pop_back();
-  if (!std::filesystem::is_directory(dir)) return NotFound(dir + ": no such folder");
-  const std::string id = std::filesystem::path(dir).filename();
-  ASSIGN_OR_RETURN(const ModelSpec spec, ReadModelSpec(dir));
-  if (!FileExists(dir + "/tokenizer.json"))
-    return NotFound(dir + "/tokenizer.json: missing; the model cannot be served without it");
-  ASSIGN_OR_RETURN(TensorIndex index, ReadTensorIndex(dir));
-  ASSIGN_OR_RETURN(const ManifestSources sources, StampSources(dir, index.files));
+absl::StatusOr<Manifest> OpenManifest(const std::string& path, const std::string& state_dir) {
+  ASSIGN_OR_RETURN(const ModelPlace place, FindModel(path));
+  ASSIGN_OR_RETURN(const ModelSpec spec, ReadModelSpec(path));
+  if (place.gguf.empty() && !FileExists(place.dir + "/tokenizer.json"))
+    return NotFound(place.dir + "/tokenizer.json: missing; the model cannot be served without it");
+  ASSIGN_OR_RETURN(const ManifestSources sources, StampSources(place));
   if (!state_dir.empty()) {
     if (auto kept = LoadCachedManifest(state_dir, sources)) {
-      kept->id = id;
+      kept->id = place.id;
       return *std::move(kept);
     }
   }
-  ASSIGN_OR_RETURN(Manifest manifest, ClaimTensors(spec, std::move(index), dir));
-  manifest.id = id;
-  ASSIGN_OR_RETURN(const std::string config_text, ReadTextFile(dir + "/config.json", kConfigBytesMax));
-  RETURN_IF_ERROR(Hasher(spec, &manifest, dir).Run(config_text));
+  ASSIGN_OR_RETURN(const ConfigText config, ReadConfigText(place));
+  ASSIGN_OR_RETURN(TensorIndex index, ReadTensorIndex(place, config));
+  ASSIGN_OR_RETURN(Manifest manifest, ClaimTensors(spec, std::move(index), place.key()));
+  manifest.id = place.id;
+  RETURN_IF_ERROR(Hasher(spec, &manifest, place.key()).Run(config.text));
   if (!state_dir.empty()) {
     const absl::Status stored = StoreCachedManifest(state_dir, sources, manifest);
     if (!stored.ok())
-      log::Warn("import: the manifest is not kept", {{"dir", dir}, {"error", ToString(stored)}});
+      log::Warn("import: the manifest is not kept", {{"model", place.key()}, {"error", ToString(stored)}});
   }
   return manifest;
 }

@@ -12,7 +12,7 @@
 namespace consilium {
 namespace {
 
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;
 constexpr size_t kCacheBytesMax = size_t{1} << 30;
 
 std::string Hex64(uint64_t v) {
@@ -23,9 +23,23 @@ std::string Hex64(uint64_t v) {
 
 uint64_t TextHash(std::string_view text) { return Xxh3(std::as_bytes(std::span(text))); }
 
+Json RangeJson(const ByteRange& r) { return Json::array({r.file, r.offset, r.length}); }
+ByteRange RangeOf(const Json& j) {
+  return ByteRange{j.at(0).get<uint32_t>(), j.at(1).get<uint64_t>(), j.at(2).get<uint64_t>()};
+}
+
+// Plain whole tensors, the bulk, take the short form.
 Json TensorJson(const TensorInfo& t) {
-  return Json::array(
-      {t.name, t.role, static_cast<int>(t.dtype), t.shape, t.range.file, t.range.offset, t.range.length});
+  Json out = Json::array({t.name, t.role, static_cast<int>(t.dtype), t.shape, RangeJson(t.range)});
+  const bool plain = t.coding == Coding::kPlain && t.first_row == 0 && t.row_step == 1 && !t.transposed &&
+                     t.rotary_head == 0;
+  if (plain) return out;
+  for (const Json& more : {Json(static_cast<int>(t.coding)), RangeJson(t.scales),
+                           Json(static_cast<int>(t.scale_dtype)), Json(t.block_rows), Json(t.block_columns),
+                           Json(t.first_row), Json(t.row_step), Json(t.transposed), Json(t.rotary_head)}) {
+    out.push_back(more);
+  }
+  return out;
 }
 
 TensorInfo TensorOf(const Json& j) {
@@ -34,7 +48,17 @@ TensorInfo TensorOf(const Json& j) {
   t.role = j.at(1).get<std::string>();
   t.dtype = static_cast<DType>(j.at(2).get<uint8_t>());
   t.shape = j.at(3).get<std::vector<uint64_t>>();
-  t.range = ByteRange{j.at(4).get<uint32_t>(), j.at(5).get<uint64_t>(), j.at(6).get<uint64_t>()};
+  t.range = RangeOf(j.at(4));
+  if (j.size() == 5) return t;
+  t.coding = static_cast<Coding>(j.at(5).get<uint8_t>());
+  t.scales = RangeOf(j.at(6));
+  t.scale_dtype = static_cast<DType>(j.at(7).get<uint8_t>());
+  t.block_rows = j.at(8).get<uint32_t>();
+  t.block_columns = j.at(9).get<uint32_t>();
+  t.first_row = j.at(10).get<uint32_t>();
+  t.row_step = j.at(11).get<uint32_t>();
+  t.transposed = j.at(12).get<bool>();
+  t.rotary_head = j.at(13).get<uint32_t>();
   return t;
 }
 
@@ -63,7 +87,10 @@ Manifest ManifestOf(const Json& j) {
     entry.expert = ExpertId(e.at(1).get<uint16_t>());
     entry.digest = DigestOf(e.at(2));
     entry.checksum = e.at(3).get<uint64_t>();
-    for (int i = 0; i < 3; ++i) entry.parts[i] = TensorOf(e.at(4).at(i));
+    for (int i = 0; i < 3; ++i) {
+      entry.parts[i] = TensorOf(e.at(4).at(i));
+      if (e.at(4).size() == 6) entry.biases[i] = TensorOf(e.at(4).at(3 + i));
+    }
     m.experts.push_back(std::move(entry));
   }
   for (const Json& t : j.at("dense")) m.dense.push_back(TensorOf(t));
@@ -104,7 +131,14 @@ absl::Status StoreCachedManifest(const std::string& state_dir, const ManifestSou
   for (const ExpertEntry& e : manifest.experts) {
     Json parts = Json::array();
     for (const TensorInfo& part : e.parts) parts.push_back(TensorJson(part));
+    for (const TensorInfo& bias : e.biases) {
+      if (e.has_biases()) parts.push_back(TensorJson(bias));
+    }
     experts.push_back({e.layer.value, e.expert.value, Hex(e.digest), e.checksum, parts});
+    if (!e.has_biases()) continue;
+    Json biases = Json::array();
+    for (const TensorInfo& bias : e.biases) biases.push_back(TensorJson(bias));
+    experts.back().push_back(biases);
   }
   for (const TensorInfo& t : manifest.dense) dense.push_back(TensorJson(t));
   const Json tree = {{"version", kVersion},

@@ -6,6 +6,8 @@
 #include "common/model/config_reader.h"
 #include "common/model/families/family.h"
 #include "common/model/files.h"
+#include "common/model/model_files.h"
+#include "common/model/quant_storage.h"
 
 namespace consilium {
 namespace {
@@ -29,7 +31,12 @@ absl::Status AddStopIds(ConfigReader& config, ModelSpec* spec) {
 
 }  // namespace
 
-kernels::AttentionShape ModelSpec::attention_shape() const {
+std::string ModelConfigPath(const std::string& dir) {
+  const std::string config = dir + "/config.json", native = dir + "/params.json";
+  return !FileExists(config) && FileExists(native) ? native : config;
+}
+
+kernels::AttentionShape ModelSpec::attention_shape(uint32_t layer) const {
   kernels::AttentionShape shape;
   if (mla_attention) {
     shape.q_heads = mla.heads;
@@ -42,7 +49,11 @@ kernels::AttentionShape ModelSpec::attention_shape() const {
     shape.kv_heads = gqa.kv_heads;
     shape.k_dim = shape.v_dim = gqa.head_dim;
     shape.scale = gqa.scale;
-    shape.window = gqa.window;
+    shape.soft_cap = gqa.soft_cap;
+  }
+  if (layer < layers.size()) {
+    shape.window = layers[layer].window;
+    shape.chunk = layers[layer].chunk;
   }
   return shape;
 }
@@ -54,12 +65,15 @@ uint32_t ModelSpec::moe_layers() const {
 
 absl::StatusOr<ModelSpec> ParseModelSpec(std::string_view config_text, const std::string& source) {
   ASSIGN_OR_RETURN(ConfigReader config, ConfigReader::Parse(config_text, source));
-  const std::string type = config.Text("model_type");
+  // Mistral's own params.json has no type.
+  const bool native = source.ends_with("params.json");
+  const std::string type = native ? "mistral_large_3" : config.Text("model_type");
   RETURN_IF_ERROR(config.status());
   const Family* family = FindFamily(type);
   if (family == nullptr) {
     std::string known;
     for (const Family* f : Families()) {
+      if (f->name == "recurrent") continue;  // known, and refused
       for (std::string_view t : f->model_types) known += (known.empty() ? "" : ", ") + std::string(t);
     }
     return Unimplemented(source + ": model_type \"" + type.substr(0, 60) +
@@ -70,14 +84,16 @@ absl::StatusOr<ModelSpec> ParseModelSpec(std::string_view config_text, const std
   spec.family = family->name;
   RETURN_IF_ERROR(CheckSizes(spec, source));
   RETURN_IF_ERROR(AddStopIds(config, &spec));
+  if (auto text_part = config.Object("text_config")) RETURN_IF_ERROR(AddStopIds(*text_part, &spec));
+  RETURN_IF_ERROR(ParseQuantConfig(config_text, source).status());  // unsupported storage is refused here too
   return spec;
 }
 
 absl::StatusOr<ModelSpec> ReadModelSpec(const std::string& dir) {
-  const std::string path = dir + "/config.json";
-  ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path, kConfigBytesMax));
-  ASSIGN_OR_RETURN(ModelSpec spec, ParseModelSpec(text, path));
-  const std::string generation_path = dir + "/generation_config.json";
+  ASSIGN_OR_RETURN(const ModelPlace place, FindModel(dir));
+  ASSIGN_OR_RETURN(const ConfigText config, ReadConfigText(place));
+  ASSIGN_OR_RETURN(ModelSpec spec, ParseModelSpec(config.text, config.source));
+  const std::string generation_path = place.dir + "/generation_config.json";
   if (FileExists(generation_path)) {
     ASSIGN_OR_RETURN(const std::string generation_text, ReadTextFile(generation_path, kConfigBytesMax));
     ASSIGN_OR_RETURN(ConfigReader generation, ConfigReader::Parse(generation_text, generation_path));

@@ -13,11 +13,18 @@
 
 namespace consilium {
 
+// Norm of queries and keys: none, over each head before or after rotation, over the whole projection before
+// it, or over each head after rotation without a weight and on rotated layers only (Llama-4).
+enum class QkNorm : uint8_t { kNone, kHead, kHeadRotated, kProjection, kUnitRotated };
+
 struct GqaSpec {
   uint32_t q_heads = 0, kv_heads = 0, head_dim = 0;
-  float scale = 0;      // multiplies q.k; usually head_dim^-0.5
-  uint32_t window = 0;  // 0: full
+  float scale = 0;  // multiplies q.k; usually head_dim^-0.5
   bool qkv_bias = false, o_bias = false;
+  QkNorm qk_norm = QkNorm::kNone;
+  float clip = 0;      // q, k, v are clamped to +-clip before rotation; 0: not
+  bool sinks = false;  // a logit per head beside the keys'
+  float soft_cap = 0;  // scores become cap * tanh(score / cap); 0: not
 };
 
 struct MlaSpec {
@@ -33,7 +40,19 @@ struct RopeSpec {
   bool interleaved = false;
   float attention_scaling = 1;  // multiplies cos and sin
   std::vector<float> inv_freq;  // [dims / 2], every scaling applied
+  // longrope: requests that may grow beyond `original` positions use these tables from their first token on.
+  uint32_t original = 0;  // 0: one table for all
+  std::vector<float> long_inv_freq;
+  float long_attention_scaling = 1;
 };
+
+// Queries are multiplied by 1 + beta * ln(1 + floor((position + offset) / floor)) on layers that say so.
+struct QueryTuning {
+  float beta = 0;
+  uint32_t floor = 1, offset = 0;
+};
+
+enum class NormKind : uint8_t { kRms, kLayer };
 
 enum class FfnKind : uint8_t { kDense, kMoe };
 
@@ -41,34 +60,55 @@ struct LayerSpec {
   FfnKind ffn = FfnKind::kMoe;
   uint32_t dense_inter = 0;   // kDense
   uint32_t shared_inter = 0;  // kMoe: width of the shared expert, 0: none
+  uint32_t window = 0;        // tokens a query sees, itself included; 0: all
+  uint32_t chunk = 0;         // a query sees its own chunk of positions only; 0: all
+  bool rotates = true;        // false: no rotary embedding
+  bool tunes_queries = false;
 };
 
 // Shapes in the notation of docs/MODELS.md: H hidden, V vocab, E experts, I expert intermediate.
 struct ModelSpec {
   std::string family;  // "deepseek_v3", "mixtral"
   uint32_t hidden = 0, vocab = 0, context = 0;
+  NormKind norm = NormKind::kRms;  // of blocks and the final one
+  bool norm_bias = false;          // kLayer
+  bool post_norms = false;         // sandwich: attention and FFN outputs are normed before they are added
   float norm_eps = 0;
   bool tied_embeddings = false;
   bool mla_attention = false;
   GqaSpec gqa;
   MlaSpec mla;
   RopeSpec rope;
+  QueryTuning tuning;
+  float embed_scale = 1;     // multiplies embedding rows
+  float residual_scale = 1;  // multiplies what attention and FFN add
+  float logit_scale = 1;     // multiplies logits
+  bool head_bias = false;
   std::vector<LayerSpec> layers;
-  kernels::GateSpec gate;  // of every MoE layer
+  kernels::GateSpec gate;         // of every MoE layer
+  bool gate_weight_bias = false;  // router logits have a bias of their own (gpt-oss)
+  bool scale_expert_input =
+      false;                 // the gate's weight multiplies the expert's input row, not its output; top_k 1
+  bool shared_gate = false;  // the shared expert's output is multiplied by sigmoid(shared_gate . x)
+  bool expert_bias = false;
   uint32_t expert_inter = 0;
   kernels::Activation activation = kernels::Activation::kSilu;
-  std::vector<TokenId> eos_ids;  // of config.json and generation_config.json
+  float swiglu_alpha = 0, swiglu_limit = 0;  // Activation::kSwigluClamped
+  std::vector<TokenId> eos_ids;              // of config.json and generation_config.json
 
-  kernels::AttentionShape attention_shape() const;
+  // Sizes are those of every layer; window and chunk of `layer`.
+  kernels::AttentionShape attention_shape(uint32_t layer = 0) const;
   uint32_t moe_layers() const;
   uint32_t experts_total() const { return moe_layers() * gate.experts; }
 };
 
-// Reads DIR/config.json (and generation_config.json for stop ids). INVALID_ARGUMENT says which key, expected
-// and got; UNIMPLEMENTED names an unknown family and lists the known ones.
+// Reads DIR/config.json or params.json (and generation_config.json for stop ids). INVALID_ARGUMENT says which
+// key, expected and got; UNIMPLEMENTED names an unknown family and lists the known ones.
 absl::StatusOr<ModelSpec> ReadModelSpec(const std::string& dir);
 // The same for the text of a config.json; `source` names it in messages. Pure: a fuzz target can feed it
 // anything.
 absl::StatusOr<ModelSpec> ParseModelSpec(std::string_view config_text, const std::string& source);
+// DIR/config.json, or DIR/params.json (Mistral's own layout) where that is missing.
+std::string ModelConfigPath(const std::string& dir);
 
 }  // namespace consilium

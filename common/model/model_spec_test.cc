@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "common/base/philox.h"
@@ -22,6 +23,12 @@ Json Mixtral() {
   TinyConfig c;
   c.family = TinyConfig::Family::kMixtral;
   return Json::parse(TinyConfigJson(c));
+}
+// The config of a golden folder; of a wrapped model its text part.
+Json Golden(const std::string& family) {
+  std::ifstream file(std::string(CONSILIUM_SOURCE_DIR) + "/tests/golden/" + family + "/config.json");
+  Json config = Json::parse(file);
+  return config.contains("text_config") ? config["text_config"] : config;
 }
 ModelSpec Good(const Json& config) {
   auto spec = ParseModelSpec(config.dump(), "config.json");
@@ -53,6 +60,69 @@ TEST(ModelSpec, StopIdsAreTheUnionOfConfigAndGenerationConfig) {
   const auto spec = ReadModelSpec(std::string(CONSILIUM_SOURCE_DIR) + "/tests/golden/mixtral");
   ASSERT_TRUE(spec.ok()) << ToString(spec.status());
   EXPECT_THAT(spec->eos_ids, ElementsAre(2, 4));
+}
+
+TEST(ModelSpec, LayerPatternsOfFamilies) {
+  Json oss = Golden("gpt_oss");
+  EXPECT_EQ(Good(oss).layers[0].window, 8u);
+  EXPECT_EQ(Good(oss).layers[1].window, 0u);
+  oss.erase("layer_types");
+  EXPECT_EQ(Good(oss).layers[2].window, 8u);
+  EXPECT_EQ(Good(oss).layers[3].window, 0u);
+  Json qwen2 = Golden("qwen2_moe");
+  qwen2.erase("layer_types");
+  qwen2.update({{"use_sliding_window", true}, {"sliding_window", 7}, {"max_window_layers", 2}});
+  std::string windows;
+  for (const LayerSpec& l : Good(qwen2).layers) windows += std::to_string(l.window);
+  EXPECT_EQ(windows, "700");
+  Json dots = Golden("dots1");
+  dots.erase("layer_types");
+  dots.update({{"sliding_window", 7}, {"max_window_layers", 1}});
+  windows.clear();
+  for (const LayerSpec& l : Good(dots).layers) windows += std::to_string(l.window);
+  EXPECT_EQ(windows, "077");
+  Json qwen3 = Golden("qwen3_moe");
+  qwen3.update({{"decoder_sparse_step", 2}});
+  std::string kinds;
+  for (const LayerSpec& l : Good(qwen3).layers) kinds += l.ffn == FfnKind::kMoe ? 'M' : 'd';
+  EXPECT_EQ(kinds, "dMd");
+  const ModelSpec llama = Good(Golden("llama4"));
+  EXPECT_EQ(llama.layers[2].chunk, 16u);
+  EXPECT_TRUE(llama.layers[3].tunes_queries && !llama.layers[3].rotates && llama.layers[3].chunk == 0);
+}
+
+// Check value of the gpt-oss release: 1.3465736 on cosines and sines.
+TEST(ModelSpec, YarnOfGptOssMultipliesItsTables) {
+  Json c = Golden("gpt_oss");
+  c["rope_parameters"]["factor"] = 32.0;
+  EXPECT_NEAR(Good(c).rope.attention_scaling, 1.3465736, 1e-6);
+}
+
+// Hunyuan-A13B: theta 1e4, alpha 1000, heads of 128 lanes give the base 11,158,839.925.
+TEST(ModelSpec, DynamicAlphaIsAnotherBase) {
+  Json c = Golden("hunyuan_v1_moe");
+  c["head_dim"] = 128;
+  c["rope_parameters"] = {
+      {"rope_type", "dynamic"}, {"alpha", 1000.0}, {"factor", 1.0}, {"rope_theta", 10000.0}};
+  EXPECT_NEAR(Good(c).rope.inv_freq[32], 1 / std::sqrt(11158839.925), 1e-9);
+}
+
+TEST(ModelSpec, LongropeHasTwoTables) {
+  const ModelSpec spec = Good(Golden("phimoe"));
+  EXPECT_EQ(spec.rope.original, 40u);
+  EXPECT_FLOAT_EQ(spec.rope.attention_scaling, 1.1f);
+  EXPECT_FLOAT_EQ(spec.rope.long_attention_scaling, 1.243163121016122f);
+  EXPECT_EQ(spec.rope.long_inv_freq, spec.rope.inv_freq);  // as the reference; families/phimoe.cc
+  Json c = Mixtral();
+  const std::vector<double> ones(8, 1.0), twos(8, 2.0);
+  c["rope_scaling"] = {{"type", "longrope"},
+                       {"short_factor", ones},
+                       {"long_factor", twos},
+                       {"factor", 16.0},
+                       {"original_max_position_embeddings", 16}};
+  const RopeSpec both = Good(c).rope;
+  EXPECT_FLOAT_EQ(both.inv_freq[3], 2 * both.long_inv_freq[3]);
+  EXPECT_NEAR(both.long_attention_scaling, std::sqrt(2.0), 1e-6);
 }
 
 TEST(ModelSpec, KimiK2IsTheSameClass) {
@@ -121,7 +191,7 @@ TEST(ModelSpec, Llama3WithEqualBandsHasNoMiddle) {
 
 struct BadConfig {
   const char* name;
-  const char* base;  // d or m
+  const char* base;  // d, m or a golden folder
   Json patch;
   const char* message;
 };
@@ -129,8 +199,9 @@ struct BadConfig {
 class BadConfigs : public ::testing::TestWithParam<BadConfig> {};
 
 TEST_P(BadConfigs, IsOneClearError) {
-  Json c = GetParam().base[0] == 'd' ? Deepseek() : Mixtral();
-  c.update(GetParam().patch);
+  const std::string base = GetParam().base;
+  Json c = base == "d" ? Deepseek() : base == "m" ? Mixtral() : Golden(base);
+  c.merge_patch(GetParam().patch);
   EXPECT_THAT(Error(c), HasSubstr(GetParam().message));
 }
 
@@ -141,7 +212,7 @@ INSTANTIATE_TEST_SUITE_P(
                   "m",
                   {{"model_type", "gpt9"}},
                   "UNIMPLEMENTED: config.json: model_type \"gpt9\" is not a known family; known: "
-                  "deepseek_v3, kimi_k2, mixtral"},
+                  "dbrx, deepseek_v2, deepseek_v3, kimi_k2, dots1, "},
         BadConfig{"zero_hidden",
                   "m",
                   {{"hidden_size", 0}},
@@ -168,18 +239,108 @@ INSTANTIATE_TEST_SUITE_P(
         BadConfig{"quantised",
                   "m",
                   {{"quantization_config", {{"quant_method", "fp8"}}}},
-                  "quantised storage (fp8)"},
+                  "quantization_config.weight_block_size: missing"},
         BadConfig{"longrope",
                   "m",
                   {{"rope_scaling", {{"type", "longrope"}}}},
-                  "rope_scaling.rope_type: \"longrope\" is not supported"},
+                  "rope_scaling.short_factor: expected 8 numbers, got 0"},
+        BadConfig{"rope_type",
+                  "m",
+                  {{"rope_scaling", {{"type", "spiral"}}}},
+                  "rope_scaling.rope_type: \"spiral\" is not supported"},
+        BadConfig{"partial",
+                  "m",
+                  {{"partial_rotary_factor", 0.5}},
+                  "UNIMPLEMENTED: config.json: partial_rotary_factor: this family rotates whole heads"},
+        BadConfig{
+            "recurrent",
+            "m",
+            {{"model_type", "qwen3_next"}},
+            "UNIMPLEMENTED: config.json: model_type: \"qwen3_next\" is not supported: its linear-attention "
+            "layers keep a recurrent state"},
+        BadConfig{"convolutions",
+                  "m",
+                  {{"model_type", "lfm2_moe"}},
+                  "its short convolutions keep a recurrent state"},
+        BadConfig{"glm_lanes",
+                  "glm4_moe",
+                  {{"rope_parameters", {{"partial_rotary_factor", 0.01}}}},
+                  "expected an even number of rotary lanes in 2..1024, got 0"},
+        BadConfig{"v2_method",
+                  "deepseek_v2",
+                  {{"topk_method", "noaux_tc"}},
+                  "topk_method: \"noaux_tc\" is not supported; supported: greedy, group_limited_greedy"},
+        BadConfig{"v2_scoring", "deepseek_v2", {{"scoring_func", "sigmoid"}}, "supported: softmax"},
+        BadConfig{"dbrx_norm",
+                  "dbrx",
+                  {{"ffn_config", {{"moe_normalize_expert_weights", 3}}}},
+                  "ffn_config.moe_normalize_expert_weights: only norms 1 and 2 are supported"},
+        BadConfig{"dbrx_act",
+                  "dbrx",
+                  {{"ffn_config", {{"ffn_act_fn", {{"name", "relu"}}}}}},
+                  "ffn_config.ffn_act_fn.name: \"relu\" is not supported"},
+        BadConfig{
+            "dbrx_attention", "dbrx", {{"attn_config", nullptr}}, "attn_config: missing; expected an object"},
+        BadConfig{"ernie_bias", "ernie4_5_moe", {{"use_bias", true}}, "use_bias: true is not supported"},
+        BadConfig{"oss_layers",
+                  "gpt_oss",
+                  {{"layer_types", {"full_attention"}}},
+                  "layer_types: expected one for each of 4 layers, got 1"},
+        BadConfig{"oss_types",
+                  "gpt_oss",
+                  {{"layer_types", {"a", "full_attention", "full_attention", "full_attention"}}},
+                  "layer_types: \"a\" is not supported; supported: full_attention, sliding_attention"},
+        BadConfig{"oss_window", "gpt_oss", {{"sliding_window", nullptr}}, "sliding_window: missing"},
+        BadConfig{"granite_positions",
+                  "granitemoe",
+                  {{"position_embedding_type", "nope"}},
+                  "position_embedding_type: \"nope\" is not supported; supported: rope"},
+        BadConfig{"grok_act", "grok1", {{"hidden_act", "silu"}}, "supported: gelu_pytorch_tanh"},
+        BadConfig{"hunyuan_layers",
+                  "hunyuan_v1_moe",
+                  {{"moe_topk", {4, 2, 4}}},
+                  "moe_topk: values that differ from layer to layer are not supported"},
+        BadConfig{"hunyuan_cla", "hunyuan_v1_moe", {{"use_cla", true}}, "use_cla: true is not supported"},
+        BadConfig{"llama4_top_k",
+                  "llama4",
+                  {{"num_experts_per_tok", 2}},
+                  "num_experts_per_tok: 2 is not supported"},
+        BadConfig{"llama4_rotation",
+                  "llama4",
+                  {{"no_rope_layers", {1, 0}}},
+                  "no_rope_layers: expected one for each of 4 layers, got 2"},
+        BadConfig{"minimax_shared",
+                  "minimax_m2",
+                  {{"shared_intermediate_size", 8}},
+                  "a shared expert is not implemented"},
+        BadConfig{"minimax_score", "minimax_m2", {{"scoring_func", "softmax"}}, "supported: sigmoid"},
+        BadConfig{
+            "mistral_bias", "mistral4", {{"attention_bias", true}}, "attention_bias: true is not supported"},
+        BadConfig{"olmoe_clip", "olmoe", {{"clip_qkv", -1}}, "clip_qkv: expected a number in"},
+        BadConfig{"phi_top_k", "phimoe", {{"num_experts_per_tok", 3}}, "supported: 2"},
+        BadConfig{"phi_head",
+                  "phimoe",
+                  {{"tie_word_embeddings", true}},
+                  "lm_head_bias: true with tie_word_embeddings"},
+        BadConfig{"phi_factors",
+                  "phimoe",
+                  {{"rope_scaling", {{"long_factor", {1.0}}}}},
+                  "rope_scaling.long_factor: expected 8 numbers, got 1"},
+        BadConfig{"qwen_shared",
+                  "qwen2_moe",
+                  {{"shared_expert_intermediate_size", 0}},
+                  "shared_expert_intermediate_size: expected an integer in 1..131072, got 0"},
+        BadConfig{"qwen_dense",
+                  "qwen3_moe",
+                  {{"mlp_only_layers", {0}}, {"intermediate_size", nullptr}},
+                  "intermediate_size: missing"},
         BadConfig{"rope_text", "m", {{"rope_scaling", "yarn"}}, "rope_scaling: expected an object"},
         BadConfig{
             "eos", "m", {{"eos_token_id", 99999}}, "eos_token_id: expected integers in 0..319, got 99999"},
         BadConfig{"many_experts",
                   "m",
-                  {{"num_local_experts", 32768}, {"num_hidden_layers", 4096}},
-                  "134217728 routed experts"},
+                  {{"num_local_experts", 4096}, {"num_hidden_layers", 4096}},
+                  "16777216 routed experts"},
         BadConfig{"bias", "d", {{"attention_bias", true}}, "attention_bias: true is not supported"},
         BadConfig{"topk_method",
                   "d",
@@ -216,8 +377,13 @@ TEST(ModelSpec, TextThatIsNotJsonNamesThePlace) {
 }
 
 TEST(ModelSpec, EveryDamagedConfigIsAnErrorOrAnotherModel) {
-  for (const std::string& good : {Deepseek().dump(), Mixtral().dump()}) {
-    for (uint32_t round = 0; round < 3000; ++round) {
+  std::vector<std::string> configs = {Deepseek().dump(), Mixtral().dump()};
+  for (const char* family : {"dbrx", "ernie4_5_moe", "gpt_oss", "granitemoeshared", "grok1", "hunyuan_v1_moe",
+                             "llama4", "minimax_m2", "mistral4", "phimoe", "qwen2_moe"}) {
+    configs.push_back(Golden(family).dump());
+  }
+  for (const std::string& good : configs) {
+    for (uint32_t round = 0; round < 1000; ++round) {
       std::string bad = good;
       for (uint32_t k = 0; k < 1 + round % 3; ++k) {
         const auto at = static_cast<size_t>(PhiloxUniform(7, k, round) * static_cast<double>(bad.size()));

@@ -1,5 +1,6 @@
 #include "common/model/model_store.h"
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 
@@ -43,6 +44,68 @@ class FolderStore final : public ModelStore {
 };
 
 }  // namespace
+
+std::string_view CodingName(Coding coding) {
+  switch (coding) {
+    case Coding::kPlain:
+      return "plain";
+    case Coding::kFp8Block:
+      return "FP8 blocks";
+    case Coding::kInt4Group:
+      return "INT4 groups";
+    case Coding::kMxfp4:
+      return "MXFP4";
+    case Coding::kQ8_0:
+      return "Q8_0";
+    case Coding::kQ4_0:
+      return "Q4_0";
+    case Coding::kQ4_1:
+      return "Q4_1";
+    case Coding::kQ5_0:
+      return "Q5_0";
+    case Coding::kQ5_1:
+      return "Q5_1";
+    case Coding::kQ4K:
+      return "Q4_K";
+    case Coding::kQ5K:
+      return "Q5_K";
+    case Coding::kQ6K:
+      return "Q6_K";
+    case Coding::kMxfp4Ggml:
+      return "MXFP4 (GGUF)";
+  }
+  return "?";
+}
+
+std::string_view FormatName(const TensorInfo& tensor) {
+  return tensor.coding == Coding::kPlain ? DTypeName(tensor.dtype) : CodingName(tensor.coding);
+}
+
+uint64_t TensorInfo::columns() const {
+  uint64_t n = 1;
+  for (size_t i = 1; i < shape.size(); ++i) n *= shape[i];
+  return n;
+}
+
+std::vector<ByteRange> ExpertEntry::Ranges() const {
+  std::vector<ByteRange> out;
+  const auto add = [&](const ByteRange& range) {
+    if (range.length > 0 && std::find(out.begin(), out.end(), range) == out.end()) out.push_back(range);
+  };
+  for (const TensorInfo* tensors : {parts, biases}) {
+    for (int i = 0; i < 3; ++i) {
+      add(tensors[i].range);
+      add(tensors[i].scales);
+    }
+  }
+  return out;
+}
+
+uint64_t ExpertEntry::bytes() const {
+  uint64_t n = 0;
+  for (const ByteRange& range : Ranges()) n += range.length;
+  return n;
+}
 
 std::unique_ptr<ModelStore> OpenFolderStore(const Manifest& manifest) {
   return std::make_unique<FolderStore>(manifest.files);

@@ -17,27 +17,72 @@ namespace consilium {
 struct ByteRange {
   uint32_t file = 0;  // index into Manifest::files
   uint64_t offset = 0, length = 0;
+  bool operator==(const ByteRange&) const = default;
 };
 
-// One tensor as stored. Shape row-major.
+// How the values of a tensor are coded. Layouts: docs/MODELS.md; all but kPlain are [out, in] matrices.
+enum class Coding : uint8_t {
+  kPlain,      // elements of `dtype`, row-major
+  kFp8Block,   // F8_E4M3 elements; scales [ceil(out / block_rows), ceil(in / block_columns)] multiply
+  kInt4Group,  // compressed-tensors pack-quantized: 4 bits, value + 8, low nibble first; scales [out, in /
+               // 32]
+  kMxfp4,      // OCP MX: E2M1 pairs, low nibble = even element; scales E8M0 [out, in / 32]
+  // GGUF blocks, scales inside the values.
+  kQ8_0,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,
+  kQ4K,
+  kQ5K,
+  kQ6K,
+  kMxfp4Ggml,
+};
+std::string_view CodingName(Coding coding);
+
+// One matrix or vector of the model, and where its bytes are. `shape` is what the model computes with, [out,
+// in] or [n]; the ranges may hold more rows than that (gate and up interleaved), or columns for rows.
 struct TensorInfo {
-  std::string name;  // in the file
+  std::string
+      name;  // in the file; of a part of a stack: the name that a file with one tensor for each would use
   std::string role;  // canonical, of dense tensors: "embed", "layers.3.q" (families/family.h)
   DType dtype = DType::kF32;
   std::vector<uint64_t> shape;
-  ByteRange range;
+  ByteRange range;  // the values
+  Coding coding = Coding::kPlain;
+  ByteRange scales;  // length 0: none
+  DType scale_dtype = DType::kF32;
+  uint32_t block_rows = 0, block_columns = 0;  // one scale for each such block
+  // Row r is stored row (with `transposed`: column) first_row + r * row_step of `range`.
+  uint32_t first_row = 0, row_step = 1;
+  bool transposed = false;  // `range` is [in, rows stored]
+  // Not 0: rows of each head of this many lie in adjacent-pair rotary order (GGUF of llama); half order is
+  // meant.
+  uint32_t rotary_head = 0;
+
+  uint64_t rows() const { return shape.empty() ? 1 : shape[0]; }
+  uint64_t columns() const;  // product of the other dimensions
+  uint64_t elements() const { return rows() * columns(); }
+  uint64_t bytes() const { return range.length + scales.length; }  // to read
 };
+
+// "BF16", "Q4_K": what a message or a table calls it.
+std::string_view FormatName(const TensorInfo& tensor);
 
 enum class ExpertPart : uint8_t { kGate, kUp, kDown };
 
-// Where one routed expert lies and who it is. Identity: digest over format and canonical source tensors.
+// Where one routed expert lies and who it is. Identity: digest over format and source tensors.
 struct ExpertEntry {
   LayerId layer;
   ExpertId expert;
   Digest digest{};
-  uint64_t checksum = 0;  // XXH3-64 over the parts' bytes in order gate, up, down; verified at every load
+  uint64_t checksum = 0;  // XXH3-64 over the bytes of Ranges(), in order; verified at every load
   TensorInfo parts[3];    // by ExpertPart; shapes [I, H], [I, H], [H, I]
-  uint64_t bytes() const { return parts[0].range.length + parts[1].range.length + parts[2].range.length; }
+  TensorInfo biases[3];   // by ExpertPart; empty shape: none
+  bool has_biases() const { return !biases[0].shape.empty(); }
+  // Every range once: values, scales of gate, up, down, then biases. Gate and up may share theirs.
+  std::vector<ByteRange> Ranges() const;
+  uint64_t bytes() const;  // of Ranges()
 };
 
 // Everything a process needs to find its bytes, computed once at import.

@@ -8,7 +8,9 @@
 
 #include "common/base/status.h"
 #include "common/model/files.h"
+#include "common/model/gguf_model.h"
 #include "common/model/json_text.h"
+#include "common/model/quant_storage.h"
 #include "common/model/safetensors.h"
 
 namespace consilium {
@@ -63,98 +65,236 @@ std::string Absolute(const std::string& path) {
   return std::filesystem::absolute(path).lexically_normal().string();
 }
 
-absl::Status CheckTensor(const TensorRole& role, const TensorInfo& tensor, const std::string& file) {
-  const std::string where = file + ": tensor \"" + tensor.name + "\": ";
-  if (tensor.shape != role.shape) {
-    return InvalidArgument(where + "expected shape " + ShapeText(role.shape) + ", got " +
-                           ShapeText(tensor.shape));
-  }
-  if (tensor.dtype != DType::kF32 && tensor.dtype != DType::kF16 && tensor.dtype != DType::kBf16) {
-    return Unimplemented(where + "expected dtype F32, F16 or BF16, got " +
-                         std::string(DTypeName(tensor.dtype)));
-  }
+std::string ExpertKey(const TensorRole& role) {
+  constexpr std::string_view kParts[3] = {"gate", "up", "down"};
+  return LayerRole(role.layer.value, "experts." + std::to_string(role.expert.value) + "." +
+                                         std::string(kParts[static_cast<int>(role.expert_part)]) +
+                                         (role.expert_bias ? "_bias" : ""));
+}
+
+// A slice of `range`: pieces [begin, begin + count) of `of` equal ones.
+absl::Status Slice(const TensorPiece& piece, const std::string& where, ByteRange* range) {
+  if (range->length % piece.of != 0)
+    return InvalidArgument(where + std::to_string(range->length) + " bytes do not divide by " +
+                           std::to_string(piece.of));
+  const uint64_t one = range->length / piece.of;
+  range->offset += piece.begin * one;
+  range->length = piece.count * one;
   return absl::OkStatus();
 }
 
-// A matrix of a mixed model could be stored in several types; one expert may not.
-absl::Status CheckExpertTypes(const Manifest& manifest) {
-  for (const ExpertEntry& e : manifest.experts) {
-    for (const TensorInfo& part : e.parts) {
-      if (part.dtype != e.parts[0].dtype) {
-        return InvalidArgument(manifest.files[part.range.file] + ": tensor \"" + part.name +
-                               "\": expected dtype " + std::string(DTypeName(e.parts[0].dtype)) + " as \"" +
-                               e.parts[0].name + "\", got " + std::string(DTypeName(part.dtype)));
+// The part of a stored tensor that a role is.
+absl::StatusOr<TensorInfo> TakePiece(const TensorRole& role, const TensorInfo& stored,
+                                     const std::string& file) {
+  const std::string where = file + ": tensor \"" + stored.name + "\": ";
+  TensorPiece piece = role.piece;
+  std::vector<uint64_t> expected = piece.stored.empty() ? role.shape : piece.stored;
+  // Packed forms hold [out, in] where the same stack in plain elements is [in, out].
+  if (stored.coding != Coding::kPlain && piece.transposed) {
+    piece.transposed = false;
+    std::swap(expected[expected.size() - 2], expected.back());
+  }
+  if (stored.shape != expected)
+    return InvalidArgument(where + "expected shape " + ShapeText(expected) + ", got " +
+                           ShapeText(stored.shape));
+  if (stored.coding == Coding::kPlain && stored.dtype != DType::kF32 && stored.dtype != DType::kF16 &&
+      stored.dtype != DType::kBf16) {
+    return Unimplemented(where + "expected dtype F32, F16 or BF16, got " +
+                         std::string(DTypeName(stored.dtype)));
+  }
+  TensorInfo out = stored;
+  out.shape = role.shape;
+  out.first_row = piece.first_row;
+  out.row_step = piece.row_step;
+  out.transposed = piece.transposed;
+  if (piece.of == 1) return out;
+  RETURN_IF_ERROR(Slice(piece, where, &out.range));
+  if (out.scales.length == 0) return out;
+  // Blocks of scales must not reach over the cut.
+  const uint64_t rows = stored.rows() * stored.columns() / std::max<uint64_t>(1, stored.shape.back());
+  if (stored.block_rows > 1 && rows % piece.of == 0 && rows / piece.of % stored.block_rows != 0)
+    return Unimplemented(where + "parts of " + std::to_string(rows / piece.of) + " rows share scales of " +
+                         std::to_string(stored.block_rows) + " rows");
+  RETURN_IF_ERROR(Slice(piece, where, &out.scales));
+  return out;
+}
+
+// Finds the tensors of roles and keeps count.
+class Claimer {
+ public:
+  Claimer(const TensorIndex& index, const std::string& source) : index_(index), source_(source) {
+    claimed_.assign(index.tensors.size(), false);
+  }
+
+  absl::Status Index() {
+    for (size_t i = 0; i < index_.tensors.size(); ++i) {
+      const TensorInfo& t = index_.tensors[i];
+      const std::string& key = index_.by_role ? t.role : t.name;
+      if (index_.by_role && key.empty()) continue;
+      if (!by_key_.emplace(key, i).second) {
+        return InvalidArgument(
+            index_.files[t.range.file] + ": tensor \"" + t.name +
+            (index_.by_role ? "\" has the role of another tensor" : "\" is in another file too"));
       }
     }
+    return absl::OkStatus();
   }
-  return absl::OkStatus();
+
+  // By the name in safetensors files; null when absent.
+  const TensorInfo* Stored(const std::string& name) const {
+    const auto it = index_.by_role ? by_key_.end() : by_key_.find(name);
+    return it == by_key_.end() ? nullptr : &index_.tensors[it->second];
+  }
+  bool Has(const std::string& key) const { return by_key_.contains(key); }
+
+  absl::StatusOr<TensorInfo> Claim(const TensorRole& role) {
+    const std::string key = !index_.by_role                    ? role.name
+                            : role.part == ModelPart::kExperts ? ExpertKey(role)
+                                                               : role.role;
+    const auto it = by_key_.find(key);
+    if (it == by_key_.end()) {
+      return InvalidArgument(source_ + ": tensor \"" + (index_.by_role ? "of role " + key : key) + "\" " +
+                             ShapeText(role.piece.stored.empty() ? role.shape : role.piece.stored) +
+                             " is missing");
+    }
+    const TensorInfo& stored = index_.tensors[it->second];
+    claimed_[it->second] = true;
+    TensorRole plain = role;
+    if (index_.by_role) plain.piece = {};  // cut already
+    // One row of a matrix is stored as a vector there.
+    TensorInfo reshaped = stored;
+    if (index_.by_role && role.shape.size() == 2 && role.shape[0] == 1 && stored.shape.size() == 1)
+      reshaped.shape = {1, stored.shape[0]};
+    ASSIGN_OR_RETURN(TensorInfo out, TakePiece(plain, reshaped, index_.files[stored.range.file]));
+    if (role.part == ModelPart::kExperts && role.piece.of > 1 && !index_.by_role)
+      out.name += "[" + std::to_string(role.expert.value) + "]";
+    out.role = role.role;
+    return out;
+  }
+
+  absl::Status CheckAllClaimed(const ModelSpec& spec, const Family& family) const {
+    for (size_t i = 0; i < claimed_.size(); ++i) {
+      const TensorInfo& t = index_.tensors[i];
+      if (claimed_[i] || (!index_.by_role && family.ignored(spec, t.name))) continue;
+      return InvalidArgument(index_.files[t.range.file] + ": unknown tensor \"" + t.name + "\" " +
+                             ShapeText(t.shape) + ": family " + spec.family + " has no use for it");
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  const TensorIndex& index_;
+  const std::string& source_;
+  std::unordered_map<std::string, size_t> by_key_;  // only looked up, never iterated
+  std::vector<bool> claimed_;
+};
+
+absl::StatusOr<TensorIndex> ReadGgufIndex(const ModelPlace& place) {
+  TensorIndex index;
+  index.by_role = true;
+  ASSIGN_OR_RETURN(GgufFiles read, ReadGgufFiles(place.gguf));
+  ASSIGN_OR_RETURN(index.tensors, GgufTensors(read.gguf, place.gguf));
+  index.files = std::move(read.files);
+  return index;
 }
 
-}  // namespace
-
-absl::StatusOr<TensorIndex> ReadTensorIndex(const std::string& dir) {
-  TensorIndex index;
-  const std::string single = Absolute(dir + "/model.safetensors"),
-                    map_path = Absolute(dir + "/model.safetensors.index.json");
-  if (FileExists(single)) {
-    index.files.push_back(single);
-    ASSIGN_OR_RETURN(index.tensors, ReadSafetensors(single, 0));
-    return index;
-  }
-  if (!FileExists(map_path)) {
-    return NotFound(dir + ": neither model.safetensors nor model.safetensors.index.json is there");
-  }
+// The shards that an index names, checked against it.
+absl::Status ReadShards(const std::string& dir, const std::string& map_path, TensorIndex* index) {
   ASSIGN_OR_RETURN(const auto map, ReadWeightMap(map_path));
   std::set<std::string> names;
   for (const auto& [tensor, file] : map) names.insert(file);
   for (const std::string& name : names) {
-    const uint32_t file = static_cast<uint32_t>(index.files.size());
-    index.files.push_back(Absolute(dir + "/" + name));
-    ASSIGN_OR_RETURN(auto tensors, ReadSafetensors(index.files.back(), file));
-    index.tensors.insert(index.tensors.end(), std::make_move_iterator(tensors.begin()),
-                         std::make_move_iterator(tensors.end()));
+    const uint32_t file = static_cast<uint32_t>(index->files.size());
+    index->files.push_back(Absolute(dir + "/" + name));
+    ASSIGN_OR_RETURN(auto tensors, ReadSafetensors(index->files.back(), file));
+    index->tensors.insert(index->tensors.end(), std::make_move_iterator(tensors.begin()),
+                          std::make_move_iterator(tensors.end()));
   }
-  RETURN_IF_ERROR(CheckAgainstMap(index, map, map_path));
+  return CheckAgainstMap(*index, map, map_path);
+}
+
+}  // namespace
+
+absl::StatusOr<TensorIndex> ReadTensorIndex(const ModelPlace& place, const ConfigText& config) {
+  if (!place.gguf.empty()) return ReadGgufIndex(place);
+  ASSIGN_OR_RETURN(const QuantConfig quantised, ParseQuantConfig(config.text, config.source));
+  TensorIndex index;
+  bool found = false;
+  for (const char* stem : {"model", "consolidated"}) {
+    const std::string single = Absolute(place.dir + "/" + stem + ".safetensors"),
+                      map = single + ".index.json";
+    if (!FileExists(single) && !FileExists(map)) continue;
+    if (FileExists(single)) {
+      index.files.push_back(single);
+      ASSIGN_OR_RETURN(index.tensors, ReadSafetensors(single, 0));
+    } else {
+      RETURN_IF_ERROR(ReadShards(place.dir, map, &index));
+    }
+    found = true;
+    break;
+  }
+  if (!found) {
+    return NotFound(place.dir +
+                    ": neither model.safetensors nor model.safetensors.index.json is there, nor one .gguf");
+  }
+  RETURN_IF_ERROR(JoinQuantised(quantised, index.files, &index.tensors));
   return index;
 }
 
 absl::StatusOr<std::vector<TensorRole>> ListRoles(const ModelSpec& spec) {
-  const Family* family = FindFamily(spec.family);
+  const Family* family = FamilyNamed(spec.family);
   if (family == nullptr) return Internal("no family named " + spec.family);
-  RoleList list(spec);
+  RoleList list(spec, [](const std::string&) { return nullptr; });
   family->list(spec, &list);
   return std::move(list.roles);
 }
 
-absl::StatusOr<Manifest> ClaimTensors(const ModelSpec& spec, TensorIndex index, const std::string& dir) {
-  const Family* family = FindFamily(spec.family);
-  if (family == nullptr) return Internal("no family named " + spec.family);
-  std::unordered_map<std::string_view, size_t> by_name;  // only looked up, never iterated
-  for (size_t i = 0; i < index.tensors.size(); ++i) {
-    const TensorInfo& t = index.tensors[i];
-    if (!by_name.emplace(t.name, i).second) {
-      return InvalidArgument(index.files[t.range.file] + ": tensor \"" + t.name +
-                             "\" is in another file too");
-    }
+ModelPart PartOf(std::string_view role) {
+  if (role == "embed") return ModelPart::kEmbedding;
+  if (role.starts_with("head")) return ModelPart::kHead;
+  if (role.find(".dense.") != std::string_view::npos) return ModelPart::kDense;
+  if (role.find(".shared") != std::string_view::npos) return ModelPart::kShared;
+  if (role.ends_with(".gate") || role.ends_with(".gate_bias") || role.ends_with(".gate_weight_bias"))
+    return ModelPart::kGate;
+  for (std::string_view norm :
+       {"input_norm", "post_norm", "final_norm", "out_norm"}) {  // others are attention's
+    if (role.find(norm) != std::string_view::npos) return ModelPart::kNorm;
   }
-  ASSIGN_OR_RETURN(const std::vector<TensorRole> roles, ListRoles(spec));
+  return ModelPart::kAttention;
+}
+
+absl::StatusOr<Manifest> ClaimTensors(const ModelSpec& spec, TensorIndex index, const std::string& source) {
+  const Family* family = FamilyNamed(spec.family);
+  if (family == nullptr) return Internal("no family named " + spec.family);
+  Claimer claimer(index, source);
+  RETURN_IF_ERROR(claimer.Index());
+  RoleList list(spec, [&](const std::string& name) { return claimer.Stored(name); });
+  family->list(spec, &list);
   Manifest manifest;
   manifest.files = index.files;
-  std::vector<bool> claimed(index.tensors.size(), false);
-  for (const TensorRole& role : roles) {
-    const auto it = by_name.find(role.name);
-    if (it == by_name.end()) {
-      return InvalidArgument(dir + ": tensor \"" + role.name + "\" " + ShapeText(role.shape) + " is missing");
-    }
-    const TensorInfo& tensor = index.tensors[it->second];
-    CHECK_MSG(!claimed[it->second], "two roles claim " + tensor.name);
-    claimed[it->second] = true;
-    RETURN_IF_ERROR(CheckTensor(role, tensor, index.files[tensor.range.file]));
+  for (const TensorRole& role : list.roles) {
     if (role.part != ModelPart::kExperts) {
-      manifest.dense.push_back(tensor);
-      manifest.dense.back().role = role.role;
+      // Latent attention's kv_b may come in its two halves (GGUF): [heads, kv_lora, nope], [heads, v_dim,
+      // kv_lora].
+      const std::string base = role.role.ends_with(".kv_b") ? role.role.substr(0, role.role.size() - 4) : "";
+      if (index.by_role && !base.empty() && claimer.Has(base + "k_b")) {
+        const MlaSpec& m = spec.mla;
+        TensorRole k = role, v = role;
+        k.role = base + "k_b";
+        k.shape = {m.heads, m.kv_lora, m.nope};
+        v.role = base + "v_b";
+        v.shape = {m.heads, m.v_dim, m.kv_lora};
+        for (const TensorRole* half : {&k, &v}) {
+          ASSIGN_OR_RETURN(TensorInfo tensor, claimer.Claim(*half));
+          manifest.dense.push_back(std::move(tensor));
+        }
+        continue;
+      }
+      ASSIGN_OR_RETURN(TensorInfo tensor, claimer.Claim(role));
+      manifest.dense.push_back(std::move(tensor));
       continue;
     }
+    ASSIGN_OR_RETURN(TensorInfo tensor, claimer.Claim(role));
     if (manifest.experts.empty() || manifest.experts.back().layer != role.layer ||
         manifest.experts.back().expert != role.expert) {
       ExpertEntry entry;
@@ -162,16 +302,10 @@ absl::StatusOr<Manifest> ClaimTensors(const ModelSpec& spec, TensorIndex index, 
       entry.expert = role.expert;
       manifest.experts.push_back(std::move(entry));
     }
-    manifest.experts.back().parts[static_cast<int>(role.expert_part)] = tensor;
+    ExpertEntry& entry = manifest.experts.back();
+    (role.expert_bias ? entry.biases : entry.parts)[static_cast<int>(role.expert_part)] = std::move(tensor);
   }
-  for (size_t i = 0; i < claimed.size(); ++i) {
-    const TensorInfo& t = index.tensors[i];
-    if (!claimed[i] && !family->ignored(spec, t.name)) {
-      return InvalidArgument(index.files[t.range.file] + ": unknown tensor \"" + t.name + "\" " +
-                             ShapeText(t.shape) + ": family " + spec.family + " has no use for it");
-    }
-  }
-  RETURN_IF_ERROR(CheckExpertTypes(manifest));
+  RETURN_IF_ERROR(claimer.CheckAllClaimed(spec, *family));
   std::sort(manifest.dense.begin(), manifest.dense.end(),
             [](const auto& a, const auto& b) { return a.role < b.role; });
   return manifest;

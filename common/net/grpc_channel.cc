@@ -22,6 +22,7 @@ struct GrpcIo::Impl {
     grpc::CompletionQueue queue;
     std::thread thread{[this] { grpc_net::ServeQueue(&queue); }};
   };
+  grpc_net::LentFrames lent;  // dies after the queues
   std::vector<std::unique_ptr<Queue>> queues;
   std::atomic<uint32_t> next{0};
 
@@ -29,6 +30,7 @@ struct GrpcIo::Impl {
 };
 
 GrpcIo::GrpcIo(uint32_t threads) : impl_(std::make_unique<Impl>()) {
+  grpc_net::PollApart();
   for (uint32_t i = 0; i < std::max(1u, threads); ++i)
     impl_->queues.push_back(std::make_unique<Impl::Queue>());
 }
@@ -47,8 +49,9 @@ constexpr int kBackoffMaxMs = 1000;
 class ClientStream final : public FrameLink, public std::enable_shared_from_this<ClientStream> {
  public:
   // `on_finished` is called once, as the last thing.
-  ClientStream(ChannelSession* session, BufferPool* pool, std::function<void(absl::Status)> on_finished)
-      : session_(session), pool_(pool), on_finished_(std::move(on_finished)) {}
+  ClientStream(ChannelSession* session, BufferPool* pool, grpc_net::LentFrames* lent,
+               std::function<void(absl::Status)> on_finished)
+      : session_(session), pool_(pool), lent_(lent), on_finished_(std::move(on_finished)) {}
 
   void Start(grpc::GenericStub* stub, grpc::CompletionQueue* queue) {
     context_.set_wait_for_ready(true);
@@ -71,7 +74,7 @@ class ClientStream final : public FrameLink, public std::enable_shared_from_this
       return;
     }
     writing_ = true;
-    stream_->Write(grpc_net::ToByteBuffer(std::move(frame)), write_tag_.Arm());
+    stream_->Write(lent_->ToByteBuffer(std::move(frame)), write_tag_.Arm());
   }
 
   void Close(const absl::Status& why) override {
@@ -91,7 +94,7 @@ class ClientStream final : public FrameLink, public std::enable_shared_from_this
 
   void HaveRead(bool ok) {
     if (!ok) return Finish();
-    absl::Status status = session_->OnFrame(WireFrame{grpc_net::ToBuffer(incoming_, pool_), false, {}});
+    absl::Status status = session_->OnFrame(WireFrame{grpc_net::ToBuffer(&incoming_, pool_), false, {}});
     if (!status.ok()) Close(status);
     stream_->Read(&incoming_, read_tag_.Arm());
   }
@@ -106,7 +109,7 @@ class ClientStream final : public FrameLink, public std::enable_shared_from_this
     WireFrame frame = queue_.Pop();
     grpc::WriteOptions options;
     if (!queue_.empty()) options.set_buffer_hint();  // the next one follows at once
-    stream_->Write(grpc_net::ToByteBuffer(std::move(frame)), options, write_tag_.Arm());
+    stream_->Write(lent_->ToByteBuffer(std::move(frame)), options, write_tag_.Arm());
   }
 
   void Finish() { stream_->Finish(&status_, finish_tag_.Arm()); }
@@ -125,6 +128,7 @@ class ClientStream final : public FrameLink, public std::enable_shared_from_this
 
   ChannelSession* const session_;
   BufferPool* const pool_;
+  grpc_net::LentFrames* const lent_;
   const std::function<void(absl::Status)> on_finished_;
   grpc::ClientContext context_;
   std::unique_ptr<grpc::GenericClientAsyncReaderWriter> stream_;
@@ -146,6 +150,7 @@ class ClientStream final : public FrameLink, public std::enable_shared_from_this
 struct GrpcChannel::Impl final : grpc_net::Tag {
   Impl(std::string address, Lane lane, RouterHello hello, GrpcIo* io, BufferPool* pool_in, Sink* sink)
       : pool(pool_in),
+        lent(&io->impl()->lent),
         session(std::move(hello), lane, pool_in, sink),
         queue(io->impl()->Pick()),
         channel(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(),
@@ -157,8 +162,8 @@ struct GrpcChannel::Impl final : grpc_net::Tag {
 
   // Under the lock.
   void Connect() {
-    stream =
-        std::make_shared<ClientStream>(&session, pool, [this](absl::Status why) { Ended(std::move(why)); });
+    stream = std::make_shared<ClientStream>(&session, pool, lent,
+                                            [this](absl::Status why) { Ended(std::move(why)); });
     stream->Start(&stub, queue);
   }
 
@@ -202,6 +207,7 @@ struct GrpcChannel::Impl final : grpc_net::Tag {
   }
 
   BufferPool* const pool;
+  grpc_net::LentFrames* const lent;
   ChannelSession session;
   grpc::CompletionQueue* const queue;
   std::shared_ptr<grpc::Channel> channel;

@@ -1,5 +1,9 @@
 #include "common/net/grpc_frames.h"
 
+#include <grpcpp/support/proto_buffer_reader.h>
+
+#include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 
@@ -9,50 +13,67 @@
 namespace consilium::grpc_net {
 namespace {
 
-// A BufferRef packed into the one pointer that a slice's release callback gets. BufferRef is a single counted
-// pointer.
-static_assert(sizeof(BufferRef) == sizeof(void*));
-
-void* Pack(BufferRef ref) {
-  alignas(BufferRef) unsigned char storage[sizeof(void*)];
-  new (storage) BufferRef(std::move(ref));
-  void* packed;
-  std::memcpy(&packed, storage, sizeof(packed));
-  return packed;
-}
-
-void Unpack(void* packed) {
-  alignas(BufferRef) unsigned char storage[sizeof(void*)];
-  std::memcpy(storage, &packed, sizeof(packed));
-  std::launder(reinterpret_cast<BufferRef*>(storage))->~BufferRef();
-}
-
-grpc::Slice Borrow(const BufferRef& buffer, std::span<std::byte> part) {
-  return grpc::Slice(part.data(), part.size(), &Unpack, Pack(buffer));
-}
+// Far above what a closed transport needs to die.
+constexpr std::chrono::seconds kReturnTimeMax{30};
 
 }  // namespace
 
-grpc::ByteBuffer ToByteBuffer(WireFrame frame) {
+LentFrames::~LentFrames() {
+  std::unique_lock lock(mutex_);
+  CHECK_MSG(all_back_.wait_for(lock, kReturnTimeMax, [this] { return idle_.size() == loans_.size(); }),
+            std::to_string(loans_.size() - idle_.size()) + " frames were not given back by gRPC");
+}
+
+grpc::Slice LentFrames::Lend(BufferRef buffer, std::span<std::byte> part) {
+  Loan* loan = nullptr;
+  {
+    std::lock_guard lock(mutex_);
+    if (idle_.empty()) {
+      loan = &loans_.emplace_back();
+      loan->lender = this;
+    } else {
+      loan = idle_.back();
+      idle_.pop_back();
+    }
+  }
+  loan->buffer = std::move(buffer);
+  return grpc::Slice(part.data(), part.size(), &LentFrames::Return, loan);
+}
+
+void LentFrames::Return(void* held) {
+  Loan* loan = static_cast<Loan*>(held);
+  LentFrames* lender = loan->lender;
+  loan->buffer = BufferRef();  // before it counts as returned
+  std::lock_guard lock(lender->mutex_);
+  lender->idle_.push_back(loan);
+  if (lender->idle_.size() == lender->loans_.size()) lender->all_back_.notify_all();
+}
+
+grpc::ByteBuffer LentFrames::ToByteBuffer(WireFrame frame) {
+  const std::span<std::byte> bytes = frame.buffer.bytes();
   if (!frame.has_header) {
-    const grpc::Slice whole = Borrow(frame.buffer, frame.buffer.bytes());
+    const grpc::Slice whole = Lend(std::move(frame.buffer), bytes);
     return grpc::ByteBuffer(&whole, 1);
   }
   const grpc::Slice slices[2] = {grpc::Slice(frame.header.bytes, frame::kHeaderBytes),
-                                 Borrow(frame.buffer, frame.buffer.bytes().subspan(frame::kHeaderBytes))};
+                                 Lend(std::move(frame.buffer), bytes.subspan(frame::kHeaderBytes))};
   return grpc::ByteBuffer(slices, 2);
 }
 
-BufferRef ToBuffer(const grpc::ByteBuffer& bytes, BufferPool* pool) {
-  BufferRef buffer = pool->Allocate(bytes.Length());
-  std::vector<grpc::Slice> slices;
-  CHECK(bytes.Dump(&slices).ok());
+BufferRef ToBuffer(grpc::ByteBuffer* bytes, BufferPool* pool) {
+  BufferRef buffer = pool->Allocate(bytes->Length());
+  grpc::ProtoBufferReader reader(bytes);  // walks the slices in place
+  CHECK(reader.status().ok());
   std::byte* at = buffer.data();
-  for (const grpc::Slice& s : slices) {
-    std::memcpy(at, s.begin(), s.size());
-    at += s.size();
-  }
+  const void* part = nullptr;
+  for (int size = 0; reader.Next(&part, &size); at += size) std::memcpy(at, part, static_cast<size_t>(size));
+  CHECK(at == buffer.data() + buffer.size());
   return buffer;
+}
+
+void PollApart() {
+  static const int done = setenv("GRPC_POLL_STRATEGY", "poll", 0);
+  CHECK(done == 0);
 }
 
 grpc::ChannelArguments ClientArguments(Lane lane) {

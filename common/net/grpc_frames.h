@@ -6,8 +6,11 @@
 #include <grpcpp/support/channel_arguments.h>
 #include <grpcpp/support/status.h>
 
+#include <condition_variable>
+#include <deque>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -47,10 +50,36 @@ class MemberTag final : public Tag {
   std::shared_ptr<T> keep_;
 };
 
-// Frame -> slices over pooled memory (released when gRPC is done with them), and back into an aligned pooled
-// buffer.
-grpc::ByteBuffer ToByteBuffer(WireFrame frame);
-BufferRef ToBuffer(const grpc::ByteBuffer& bytes, BufferPool* pool);
+// Pooled memory that gRPC reads in place. A transport may hold slices after its streams, channel and
+// completion queues are gone (it dies on a thread of gRPC's own), so whoever lends them waits here before the
+// pool may die. Thread-safe; no allocation in steady state.
+class LentFrames {
+ public:
+  LentFrames() = default;
+  LentFrames(const LentFrames&) = delete;
+  LentFrames& operator=(const LentFrames&) = delete;
+  // Waits until gRPC gave everything back: destroy it after what wrote the frames.
+  ~LentFrames();
+
+  // Slices over the frame's memory, returned when gRPC is done with them.
+  grpc::ByteBuffer ToByteBuffer(WireFrame frame);
+
+ private:
+  struct Loan {
+    LentFrames* lender = nullptr;
+    BufferRef buffer;
+  };
+  grpc::Slice Lend(BufferRef buffer, std::span<std::byte> part);
+  static void Return(void* loan);
+
+  std::mutex mutex_;
+  std::condition_variable all_back_;
+  std::deque<Loan> loans_;  // addresses are stable; grows to the most ever lent at a time
+  std::vector<Loan*> idle_;
+};
+
+// Into an aligned pooled buffer.
+BufferRef ToBuffer(grpc::ByteBuffer* bytes, BufferPool* pool);
 
 // FIFO of frames to write; capacity is kept.
 class FrameQueue {
@@ -78,6 +107,12 @@ class FrameQueue {
   std::vector<WireFrame> frames_;
   size_t head_ = 0;
 };
+
+// Each completion queue polls its own sockets. gRPC's default engine has one epoll set for the process: any
+// thread that polls (of the control plane, of other streams) takes the events of all and hands them over, a
+// wake-up of about 20 us in front of every frame. Sockets are few here, so that poll(2) costs nothing. Works
+// if called before the first use of gRPC in the process; GRPC_POLL_STRATEGY in the environment goes first.
+void PollApart();
 
 // Channel arguments of WIRE.md. Lane only concerns the client: a connection per lane.
 grpc::ChannelArguments ClientArguments(Lane lane);

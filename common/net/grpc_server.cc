@@ -24,6 +24,25 @@ namespace {
 namespace pb = ::consilium::expert::v1;
 using grpc_net::MemberTag;
 
+constexpr char kDescribeMethod[] = "/consilium.expert.v1.ExpertShard/Describe";
+
+grpc::ByteBuffer Serialize(const ShardDescription& d) {
+  pb::ShardDescription out;
+  out.set_shard_id(d.shard_id);
+  out.set_name(d.name);
+  out.set_version(d.version);
+  out.mutable_numerics()->set_name(d.class_name);
+  out.mutable_numerics()->set_fingerprint(d.fingerprint);
+  for (const ShardDescription::Expert& e : d.experts) {
+    pb::HostedExpert* hosted = out.add_experts();
+    hosted->set_layer(e.layer);
+    hosted->set_expert(e.expert);
+    hosted->set_state(static_cast<pb::HostedExpert::State>(e.state));
+  }
+  const grpc::Slice bytes(out.SerializeAsString());
+  return grpc::ByteBuffer(&bytes, 1);
+}
+
 class ServerStream;
 
 // Streams that are not finished yet.
@@ -76,8 +95,10 @@ class ServerStream final : public FrameLink, public std::enable_shared_from_this
     grpc::ServerCompletionQueue* queue;
     FrameServer* server;
     BufferPool* pool;
+    grpc_net::LentFrames* lent;
     StreamSet* streams;
     std::atomic<ConnId>* next_conn;
+    const std::function<ShardDescription()>* describe;
   };
   explicit ServerStream(const Shared& shared) : shared_(shared), stream_(&context_) {}
 
@@ -102,7 +123,7 @@ class ServerStream final : public FrameLink, public std::enable_shared_from_this
       return;
     }
     writing_ = true;
-    stream_.Write(grpc_net::ToByteBuffer(std::move(frame)), write_tag_.Arm());
+    stream_.Write(shared_.lent->ToByteBuffer(std::move(frame)), write_tag_.Arm());
   }
 
   void Close(const absl::Status& why) override {
@@ -117,18 +138,21 @@ class ServerStream final : public FrameLink, public std::enable_shared_from_this
     if (!ok) return;  // the server stops
     Accept(shared_);
     shared_.streams->Add(shared_from_this());
-    if (context_.method() != grpc_net::kExchangeMethod) {
+    describes_ = context_.method() == kDescribeMethod;
+    if (!describes_ && context_.method() != grpc_net::kExchangeMethod) {
       Close(Unimplemented("no method " + context_.method()));
       return;
     }
-    session_ = std::make_unique<ServerSession>((*shared_.next_conn)++, shared_from_this(), shared_.server);
+    if (!describes_)
+      session_ = std::make_unique<ServerSession>((*shared_.next_conn)++, shared_from_this(), shared_.server);
     reading_ = true;
     stream_.Read(&incoming_, read_tag_.Arm());
   }
 
   void HaveRead(bool ok) {
+    if (describes_) return Describe(ok);
     absl::Status status = Unavailable("the router ended the stream");
-    if (ok) status = session_->OnFrame(WireFrame{grpc_net::ToBuffer(incoming_, shared_.pool), false, {}});
+    if (ok) status = session_->OnFrame(WireFrame{grpc_net::ToBuffer(&incoming_, shared_.pool), false, {}});
     if (status.ok()) {
       stream_.Read(&incoming_, read_tag_.Arm());
       return;
@@ -136,6 +160,18 @@ class ServerStream final : public FrameLink, public std::enable_shared_from_this
     session_->OnLinkDown();
     std::lock_guard lock(mutex_);
     CloseLocked(ok ? status : absl::OkStatus());
+    reading_ = false;
+    if (finished_) shared_.streams->Remove(this);
+  }
+
+  // A unary call: the request was read (it is empty) or the client is gone.
+  void Describe(bool ok) {
+    std::lock_guard lock(mutex_);
+    if (ok && !closing_) {
+      writing_ = true;
+      stream_.Write(Serialize((*shared_.describe)()), write_tag_.Arm());
+    }
+    CloseLocked(absl::OkStatus());
     reading_ = false;
     if (finished_) shared_.streams->Remove(this);
   }
@@ -149,7 +185,7 @@ class ServerStream final : public FrameLink, public std::enable_shared_from_this
       WireFrame frame = queue_.Pop();
       grpc::WriteOptions options;
       if (!queue_.empty()) options.set_buffer_hint();  // the next one follows at once
-      stream_.Write(grpc_net::ToByteBuffer(std::move(frame)), options, write_tag_.Arm());
+      stream_.Write(shared_.lent->ToByteBuffer(std::move(frame)), options, write_tag_.Arm());
     } else if (closing_) {
       FinishLocked();
     }
@@ -175,6 +211,7 @@ class ServerStream final : public FrameLink, public std::enable_shared_from_this
   grpc::GenericServerContext context_;
   grpc::GenericServerAsyncReaderWriter stream_;
   grpc::ByteBuffer incoming_;
+  bool describes_ = false;  // else an Exchange stream
   std::unique_ptr<ServerSession> session_;
   MemberTag<ServerStream> accept_tag_{this, &ServerStream::Accepted};
   MemberTag<ServerStream> read_tag_{this, &ServerStream::HaveRead};
@@ -185,33 +222,6 @@ class ServerStream final : public FrameLink, public std::enable_shared_from_this
   bool writing_ = false, closing_ = false, reading_ = false, finished_ = false;
   absl::Status why_;
   grpc_net::FrameQueue queue_;
-};
-
-class DescribeService final : public pb::ExpertShard::CallbackService {
- public:
-  explicit DescribeService(std::function<ShardDescription()> describe) : describe_(std::move(describe)) {}
-
-  grpc::ServerUnaryReactor* Describe(grpc::CallbackServerContext* context, const pb::DescribeRequest*,
-                                     pb::ShardDescription* out) override {
-    const ShardDescription d = describe_();
-    out->set_shard_id(d.shard_id);
-    out->set_name(d.name);
-    out->set_version(d.version);
-    out->mutable_numerics()->set_name(d.class_name);
-    out->mutable_numerics()->set_fingerprint(d.fingerprint);
-    for (const ShardDescription::Expert& e : d.experts) {
-      pb::HostedExpert* hosted = out->add_experts();
-      hosted->set_layer(e.layer);
-      hosted->set_expert(e.expert);
-      hosted->set_state(static_cast<pb::HostedExpert::State>(e.state));
-    }
-    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(grpc::Status::OK);
-    return reactor;
-  }
-
- private:
-  const std::function<ShardDescription()> describe_;
 };
 
 void SetServerArguments(grpc::ServerBuilder* builder) {
@@ -229,9 +239,10 @@ void SetServerArguments(grpc::ServerBuilder* builder) {
 }  // namespace
 
 struct GrpcFrameServer::Impl {
-  explicit Impl(std::function<ShardDescription()> describe_in) : describe(std::move(describe_in)) {}
+  explicit Impl(std::function<ShardDescription()> d) : describe(std::move(d)) {}
 
-  DescribeService describe;
+  grpc_net::LentFrames lent;  // dies last
+  const std::function<ShardDescription()> describe;
   grpc::AsyncGenericService generic;
   std::vector<std::unique_ptr<grpc::ServerCompletionQueue>> queues;
   std::vector<std::thread> threads;
@@ -247,6 +258,7 @@ GrpcFrameServer::GrpcFrameServer(std::unique_ptr<Impl> impl) : impl_(std::move(i
 absl::StatusOr<std::unique_ptr<GrpcFrameServer>> GrpcFrameServer::Start(
     const std::string& address, uint32_t threads, FrameServer* server, BufferPool* pool,
     std::function<ShardDescription()> describe) {
+  grpc_net::PollApart();
   auto impl = std::make_unique<Impl>(std::move(describe));
   const size_t colon = address.rfind(':');
   if (colon == std::string::npos)
@@ -255,7 +267,6 @@ absl::StatusOr<std::unique_ptr<GrpcFrameServer>> GrpcFrameServer::Start(
   grpc::ServerBuilder builder;
   SetServerArguments(&builder);
   builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &impl->port);
-  builder.RegisterService(&impl->describe);
   builder.RegisterAsyncGenericService(&impl->generic);
   for (uint32_t i = 0; i < std::max(1u, threads); ++i) impl->queues.push_back(builder.AddCompletionQueue());
   impl->server = builder.BuildAndStart();
@@ -263,7 +274,8 @@ absl::StatusOr<std::unique_ptr<GrpcFrameServer>> GrpcFrameServer::Start(
     return Unavailable("cannot listen on " + address + ": the port is busy or not ours");
   }
   for (auto& queue : impl->queues) {
-    ServerStream::Accept({&impl->generic, queue.get(), server, pool, &impl->streams, &impl->next_conn});
+    ServerStream::Accept({&impl->generic, queue.get(), server, pool, &impl->lent, &impl->streams,
+                          &impl->next_conn, &impl->describe});
     impl->threads.emplace_back([q = queue.get()] { grpc_net::ServeQueue(q); });
   }
   return std::unique_ptr<GrpcFrameServer>(new GrpcFrameServer(std::move(impl)));

@@ -1,5 +1,6 @@
 // The gRPC door of an expert shard: Exchange streams become FrameServer calls, Describe is answered from a
-// callback.
+// callback. Both are served by the same queues: a server with gRPC's own callback threads beside them would
+// have these take the data plane's events and hand each over.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -26,7 +27,7 @@ struct ShardDescription {
 
 class GrpcFrameServer {
  public:
-  // Listens on host:port (port 0: any). `describe` is called from a gRPC thread. UNAVAILABLE: the port is
+  // Listens on host:port (port 0: any). `describe` is called from a queue's thread. UNAVAILABLE: the port is
   // busy.
   static absl::StatusOr<std::unique_ptr<GrpcFrameServer>> Start(const std::string& address, uint32_t threads,
                                                                 FrameServer* server, BufferPool* pool,

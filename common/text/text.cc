@@ -1,5 +1,7 @@
 #include "common/text/text.h"
 
+#include <algorithm>
+
 #include "common/base/status.h"
 #include "common/text/consilium_text.h"
 
@@ -144,7 +146,8 @@ std::string TakeUtf8(std::string* bytes, bool last) {
 }
 
 std::string TextStream::Step(TokenId id) {
-  if (skip_special_ && tokenizer_->IsSpecial(id)) return "";
+  const bool kept = kept_ != nullptr && std::find(kept_->begin(), kept_->end(), id) != kept_->end();
+  if (skip_special_ && !kept && tokenizer_->IsSpecial(id)) return "";
   held_ += tokenizer_->TokenBytes(id);
   return TakeUtf8(&held_, false);
 }

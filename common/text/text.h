@@ -37,13 +37,16 @@ class Tokenizer {
 // U+FFFD, one for each maximal subpart (as HF's decode). The concatenation depends on the tokens only.
 class TextStream {
  public:
-  TextStream(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special)
-      : tokenizer_(std::move(tokenizer)), skip_special_(skip_special) {}
+  // `kept`: special tokens that stay in the text though special ones are skipped; null: none.
+  TextStream(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special,
+             std::shared_ptr<const std::vector<TokenId>> kept = nullptr)
+      : tokenizer_(std::move(tokenizer)), kept_(std::move(kept)), skip_special_(skip_special) {}
   std::string Step(TokenId id);
   std::string Flush();
 
  private:
-  std::shared_ptr<const Tokenizer> tokenizer_;  // shared with all streams
+  std::shared_ptr<const Tokenizer> tokenizer_;        // shared with all streams
+  std::shared_ptr<const std::vector<TokenId>> kept_;  // shared with all streams
   bool skip_special_;
   std::string held_;  // at most 3 bytes: the start of a character
 };

@@ -62,12 +62,26 @@ std::vector<float> Apply(const Ops& ops, const Cache& c, const std::vector<float
   return out;
 }
 
+constexpr float kSinks[16] = {0.5f, -3.0f, 20.0f, -0.0f, 1.0f, 2.0f, -100.0f, 4.0f, 0.25f};
+
 const std::vector<AttentionShape>& Shapes() {
-  static const std::vector<AttentionShape> shapes = {
-      {1, 1, 1, 1, 1.0f, 0},      {4, 2, 16, 16, 0.25f, 0},    {8, 8, 32, 32, 0.2f, 0},
-      {7, 1, 40, 24, 0.15f, 0},   {14, 2, 20, 20, 0.22f, 0},   {16, 1, 72, 64, 0.11f, 0},
-      {9, 3, 33, 17, 0.17f, 0},   {4, 4, 16, 16, 0.25f, 1},    {4, 2, 16, 16, 0.25f, 50},
-      {13, 1, 48, 100, 0.1f, 64}, {32, 8, 64, 64, 0.125f, 129}};
+  static const std::vector<AttentionShape> shapes = {{1, 1, 1, 1, 1.0f, 0},
+                                                     {4, 2, 16, 16, 0.25f, 0},
+                                                     {8, 8, 32, 32, 0.2f, 0},
+                                                     {7, 1, 40, 24, 0.15f, 0},
+                                                     {14, 2, 20, 20, 0.22f, 0},
+                                                     {16, 1, 72, 64, 0.11f, 0},
+                                                     {9, 3, 33, 17, 0.17f, 0},
+                                                     {4, 4, 16, 16, 0.25f, 1},
+                                                     {4, 2, 16, 16, 0.25f, 50},
+                                                     {13, 1, 48, 100, 0.1f, 64},
+                                                     {32, 8, 64, 64, 0.125f, 129},
+                                                     // chunks, caps and sinks, alone and together
+                                                     {4, 2, 16, 16, 0.25f, 0, 16},
+                                                     {6, 3, 24, 24, 0.2f, 50, 70},
+                                                     {4, 2, 16, 16, 0.25f, 0, 0, 3.0f},
+                                                     {8, 2, 16, 16, 0.25f, 8, 0, 0, kSinks},
+                                                     {9, 3, 20, 20, 0.3f, 100, 96, 1.5f, kSinks}};
   return shapes;
 }
 
@@ -146,8 +160,11 @@ TEST_P(AttentionTest, IsCloseToDouble) {
     const std::vector<float> out = Apply(ops(), cache, q, {position});
     for (uint32_t h = 0; h < shape.q_heads; ++h) {
       const uint32_t kv = h / (shape.q_heads / shape.kv_heads);
-      const uint32_t begin =
-          shape.window == 0 || position + 1 < shape.window ? 0 : position + 1 - shape.window;
+      uint32_t begin = 0;
+      while ((shape.window != 0 && position - begin >= shape.window) ||
+             (shape.chunk != 0 && begin / shape.chunk != position / shape.chunk)) {
+        ++begin;
+      }
       std::vector<double> s;
       double max = -INFINITY, size = 0;
       for (uint32_t t = begin; t <= position; ++t) {
@@ -159,9 +176,14 @@ TEST_P(AttentionTest, IsCloseToDouble) {
           size = std::max(size, std::abs(a * b));
         }
         s.push_back(dot * shape.scale);
+        if (shape.soft_cap != 0) s.back() = shape.soft_cap * std::tanh(s.back() / shape.soft_cap);
         max = std::max(max, s.back());
       }
       double sum = 0;
+      if (shape.sinks != nullptr) {
+        max = std::max<double>(max, shape.sinks[h]);
+        sum = std::exp(shape.sinks[h] - max);
+      }
       for (double& x : s) sum += x = std::exp(x - max);
       for (uint32_t c = 0; c < shape.v_dim; ++c) {
         double want = 0, magnitude = 0;

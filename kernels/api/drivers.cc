@@ -2,6 +2,7 @@
 // never along a sum, so every cut gives the same bits.
 #include <algorithm>
 
+#include "common/base/status.h"
 #include "common/exec/kernel_pool.h"
 #include "kernels/api/kernels.h"
 
@@ -58,6 +59,33 @@ void Gemm(const Ops& ops, KernelPool* pool, const PackedMatrix& w, ConstRows x, 
   });
 }
 
+void Gemm(const Ops& ops, KernelPool* pool, const PackedMatrix& w, QuantRows x, Rows y, const float* bias) {
+  CHECK_MSG(IsIntegerFormat(w.format) && x.in == w.in,
+            "integer dots take integer weights and rows of their size");
+  const size_t threads = ThreadsFor(pool, x.count * w.out * w.in);
+  const uint32_t block =
+      threads <= 1 ? std::max(1u, w.panels()) : PanelsPerItem(w.panels(), threads * kItemsPerThread);
+  ForItems(pool, threads, CeilDiv(w.panels(), block), [&](size_t item, uint32_t) {
+    const uint32_t begin = static_cast<uint32_t>(item) * block;
+    ops.gemm_i8(w, x, y, begin, std::min(w.panels(), begin + block), bias);
+  });
+}
+
+void Gemm(const Ops& ops, KernelPool* pool, NumericsClass c, const PackedMatrix& w, ConstRows x, Rows y,
+          const float* bias) {
+  if (c == NumericsClass::kF32 || !IsIntegerFormat(w.format)) return Gemm(ops, pool, w, x, y, bias);
+  thread_local std::vector<std::byte> rows;  // of the calling thread, grown once
+  if (const size_t bytes = x.count * QuantRowBytes(w.in); rows.size() < bytes) rows.resize(bytes);
+  std::byte* const data = rows.data();
+  const size_t threads = ThreadsFor(pool, x.count * w.in);
+  ForItems(pool, threads, x.count, [&](size_t r, uint32_t) {
+    ops.quantize_rows({x.row(r), x.stride, 1}, w.in, data + r * QuantRowBytes(w.in));
+  });
+  Gemm(ops, pool, w, QuantRows{data, x.count, w.in}, y, bias);
+}
+
+std::string_view NumericsClassName(NumericsClass c) { return c == NumericsClass::kF32 ? "f32" : "i8g32"; }
+
 void RmsNorm(const Ops& ops, KernelPool* pool, ConstRows x, const float* weight, uint32_t n, float eps,
              Rows y) {
   const size_t threads = ThreadsFor(pool, x.count * n);
@@ -70,6 +98,18 @@ void RmsNorm(const Ops& ops, KernelPool* pool, ConstRows x, const float* weight,
   });
 }
 
+void LayerNorm(const Ops& ops, KernelPool* pool, ConstRows x, const float* weight, const float* bias,
+               uint32_t n, float eps, Rows y) {
+  const size_t threads = ThreadsFor(pool, x.count * n);
+  const size_t block = std::max<size_t>(1, x.count / (threads * kItemsPerThread));
+  if (threads <= 1) return ops.layer_norm(x, weight, bias, n, eps, y);
+  ForItems(pool, threads, (x.count + block - 1) / block, [&](size_t item, uint32_t) {
+    const size_t first = item * block;
+    const size_t count = std::min(block, x.count - first);
+    ops.layer_norm({x.row(first), x.stride, count}, weight, bias, n, eps, {y.row(first), y.stride, count});
+  });
+}
+
 size_t AttentionScratchFloats(const AttentionShape& shape) {
   return 8 * size_t{kFoldKeys} + size_t{shape.q_heads} * (2 + (size_t{shape.v_dim} + 15) / 16 * 16);
 }
@@ -78,7 +118,7 @@ void Attention(const Ops& ops, KernelPool* pool, const AttentionShape& shape,
                std::span<const AttentionRow> rows) {
   size_t keys = 0;
   for (const AttentionRow& row : rows) {
-    keys += shape.window == 0 ? row.position + 1 : std::min(row.position + 1, shape.window);
+    keys += row.position + 1 - shape.FirstKey(row.position);
   }
   const size_t threads = ThreadsFor(pool, keys * shape.q_heads * (shape.k_dim + shape.v_dim));
   // Heads per item: whole rows when there are many, else groups of 8 (a register tile) or of one KV head.

@@ -110,12 +110,12 @@ TEST(Pack, KeepsEveryElementAndPadsWithZeros) {
   }
 }
 
-TEST(Pack, WidensHalfPrecisionExactly) {
+TEST(Pack, KeepsHalfPrecisionAndWidensItExactly) {
   const uint16_t half[] = {0x3C00, 0xC000, 0x0001, 0x83FF, 0x7BFF, 0x7C00, 0x0000, 0x8000, 0x0400};
   const float want[] = {1.0f, -2.0f, 0x1p-24f, -0x1.FF8p-15f, 65504.0f, INFINITY, 0.0f, -0.0f, 0x1p-14f};
   const PackedMatrix m = Pack(DType::kF16, reinterpret_cast<const std::byte*>(half), 9, 1);
-  EXPECT_EQ(m.dtype, DType::kF32);
-  EXPECT_TRUE(SameBits({reinterpret_cast<const float*>(m.data.get()), 9}, want));
+  EXPECT_EQ(m.format, WeightFormat::kF16);
+  for (uint32_t c = 0; c < 9; ++c) EXPECT_TRUE(SameBits(std::vector{WeightValue(m, c, 0)}, {want + c, 1}));
 }
 
 }  // namespace

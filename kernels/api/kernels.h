@@ -18,6 +18,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/tensor/dtype.h"
+#include "kernels/api/weights.h"
 
 namespace consilium {
 class KernelPool;  // common/exec/kernel_pool.h
@@ -25,34 +26,15 @@ class KernelPool;  // common/exec/kernel_pool.h
 
 namespace consilium::kernels {
 
-inline constexpr uint32_t kPanelColumns = 16;  // output columns of a weight panel
-inline constexpr uint32_t kKvPageTokens = 16;  // tokens of a KV page; equals kKvBlockTokens
+inline constexpr uint32_t kKvPageTokens = 16;    // tokens of a KV page; equals kKvBlockTokens
+inline constexpr uint32_t kRopeLanesMax = 1024;  // rotary lanes of a head
 inline constexpr uint32_t kFoldKeys =
     64;  // keys reduced at a time in attention, aligned to absolute positions
 
-// Bytes aligned to 64, owned.
-struct AlignedDelete {
-  void operator()(std::byte* p) const;
-};
-using AlignedBytes = std::unique_ptr<std::byte[], AlignedDelete>;
-AlignedBytes AllocateAligned(size_t bytes);  // zeroed
-
-// A weight matrix W [out, in], packed at load for y = x W^T: panel p holds columns 16p..16p+15 of the output
-// as [in][16], padded with zeros; dtype kF32 or kBf16 (kept as stored).
-struct PackedMatrix {
-  uint32_t out = 0;
-  uint32_t in = 0;
-  DType dtype = DType::kBf16;
-  AlignedBytes data;
-
-  uint32_t panels() const { return (out + kPanelColumns - 1) / kPanelColumns; }
-  size_t panel_bytes() const { return size_t{in} * kPanelColumns * DTypeBytes(dtype); }
-  size_t bytes() const { return panels() * panel_bytes(); }
-};
-// `source`: row-major [out, in], elements of `dtype` (kF32, kBf16; kF16 is widened to kF32), any alignment.
-PackedMatrix Pack(DType dtype, const std::byte* source, uint32_t out, uint32_t in);
-// The same from floats.
-PackedMatrix PackF32(std::span<const float> source, uint32_t out, uint32_t in);
+// The arithmetic of matrix products: f32 chains, or integer dots where the weights are integers (other
+// formats keep their f32 chain in i8g32 too). Chosen by the caller, one for a whole model.
+enum class NumericsClass : uint8_t { kF32, kI8g32 };
+std::string_view NumericsClassName(NumericsClass c);  // "f32", "i8g32"
 
 // Rows of f32: row r starts at data + r * stride.
 struct Rows {
@@ -72,13 +54,17 @@ struct ConstRows {
   const float* row(size_t r) const { return data + r * stride; }
 };
 
-enum class Activation : uint8_t { kSilu, kGeluTanh };
+// kSwigluClamped (gpt-oss): g = min(gate, limit), u = clamp(up, -limit, limit), (u + 1) * (g * sigmoid(alpha
+// * g)).
+enum class Activation : uint8_t { kSilu, kGeluTanh, kSwigluClamped };
 
 // One routed or dense gated MLP: y = down( act(gate(x)) * up(x) ). gate, up: [inter, hidden]; down: [hidden,
 // inter].
 struct FfnWeights {
   PackedMatrix gate, up, down;
+  std::vector<float> gate_bias, up_bias, down_bias;  // empty: none
   Activation activation = Activation::kSilu;
+  float alpha = 0, limit = 0;  // kSwigluClamped
   size_t bytes() const { return gate.bytes() + up.bytes() + down.bytes(); }
 };
 
@@ -87,6 +73,9 @@ struct FfnWeights {
 struct FfnRow {
   const float* in;
   float* out;
+  // Instead of `in`, class i8g32 only: the row as a frame carries it (WireRowBytes). All rows of a group
+  // alike.
+  const std::byte* in_i8 = nullptr;
 };
 struct FfnGroup {
   const FfnWeights* weights;
@@ -102,8 +91,17 @@ struct AttentionShape {
   uint32_t kv_heads = 0;
   uint32_t k_dim = 0;
   uint32_t v_dim = 0;
-  float scale = 1;      // multiplies q.k
-  uint32_t window = 0;  // key j visible to query i iff j <= i and (window == 0 or j > i - window)
+  float scale = 1;               // multiplies q.k
+  uint32_t window = 0;           // key j visible to query i iff j <= i and (window == 0 or j > i - window)
+  uint32_t chunk = 0;            // and (chunk == 0 or j / chunk == i / chunk)
+  float soft_cap = 0;            // not 0: scores become cap * tanh(score / cap)
+  const float* sinks = nullptr;  // [q_heads]: a logit beside the keys' that takes its share and adds no value
+  // The first key visible to a query at `position`.
+  uint32_t FirstKey(uint32_t position) const {
+    uint32_t first = window == 0 || position < window ? 0 : position + 1 - window;
+    if (chunk != 0 && position / chunk * chunk > first) first = position / chunk * chunk;
+    return first;
+  }
   size_t page_k_floats() const { return size_t{kv_heads} * k_dim * kKvPageTokens; }
   size_t page_v_floats() const { return size_t{kv_heads} * kKvPageTokens * v_dim; }
 };
@@ -118,7 +116,9 @@ struct AttentionRow {
 
 // How a gate chooses experts (DESIGN of each family: docs/MODELS.md).
 struct GateSpec {
-  enum class Score : uint8_t { kSoftmax, kSigmoid };  // over all experts, in f32
+  // kSoftmax, kSigmoid: over all experts, in f32. kSoftmaxChosen: the k largest logits, softmax over them.
+  // kSigmoidOfLogit: the k largest logits, sigmoid of them. kSparsemixer (Phi): RouteSparsemixer.
+  enum class Score : uint8_t { kSoftmax, kSigmoid, kSoftmaxChosen, kSigmoidOfLogit, kSparsemixer };
   uint32_t experts = 0;
   uint32_t top_k = 0;
   Score score = Score::kSoftmax;
@@ -128,7 +128,11 @@ struct GateSpec {
       1;  // ... of which the best are kept (group score: sum of its two best biased scores)
   bool renormalize = false;  // weights / (sum + epsilon)
   float renormalize_epsilon = 0;
-  float scale = 1;  // after renormalisation
+  float renormalize_min = 0;      // weights / max(sum, min) when above 0
+  uint32_t renormalize_norm = 1;  // 2: the sum is the square root of the sum of squares
+  bool group_max = false;         // group score: its best choice instead
+  float jitter = 0;               // kSparsemixer: entries further than 2 * jitter below the best are masked
+  float scale = 1;                // after renormalisation
 };
 
 // One table per instruction set. All functions are single-threaded; the drivers below spread them over a
@@ -143,6 +147,10 @@ struct Ops {
   void (*rms_norm)(ConstRows x, const float* weight, uint32_t n, float eps, Rows y);
   // a[i] = act(gate[i]) * up[i]
   void (*gated)(Activation act, const float* gate, const float* up, uint32_t n, float* a);
+  // d = x - mean(x), mean by Fold16; y = (d * rsqrt(mean(d^2) + eps)) * w, then + bias if it is not null.
+  void (*layer_norm)(ConstRows x, const float* weight, const float* bias, uint32_t n, float eps, Rows y);
+  // a[i] of Activation::kSwigluClamped
+  void (*swiglu_clamped)(const float* gate, const float* up, float alpha, float limit, uint32_t n, float* a);
   // Rotates pairs in place: half style (x[i], x[i + n/2]) or interleaved (x[2i], x[2i+1]) left de-interleaved
   // as Hugging Face does. cos, sin: [n / 2].
   void (*rope)(float* x, uint32_t n, bool interleaved, const float* cos, const float* sin);
@@ -161,6 +169,11 @@ struct Ops {
   void (*scores)(bool sigmoid, const float* x, float shift, uint32_t n, float* out);
   // Sampling weights: out[i] = exp((x[i] - max) / temperature) in double.
   void (*weights)(const float* x, double max, double temperature, uint32_t n, double* out);
+  // Class i8g32: rows of n floats to rows of QuantRowBytes(n).
+  void (*quantize_rows)(ConstRows x, uint32_t n, std::byte* out);
+  // As gemm, by integer dots of groups of 32. w.format: IsIntegerFormat; x.in == w.in.
+  void (*gemm_i8)(const PackedMatrix& w, QuantRows x, Rows y, uint32_t panel_begin, uint32_t panel_end,
+                  const float* bias);
 };
 // Floats of scratch `attention` needs for one thread.
 size_t AttentionScratchFloats(const AttentionShape& shape);
@@ -174,18 +187,28 @@ absl::StatusOr<const Ops*> FindOps(std::string_view name);
 // does it all.
 void Gemm(const Ops& ops, KernelPool* pool, const PackedMatrix& w, ConstRows x, Rows y,
           const float* bias = nullptr);
+// In class `c`: quantises the rows first where that class does.
+void Gemm(const Ops& ops, KernelPool* pool, NumericsClass c, const PackedMatrix& w, ConstRows x, Rows y,
+          const float* bias = nullptr);
+// Rows quantised already. CHECKs that the format is an integer one.
+void Gemm(const Ops& ops, KernelPool* pool, const PackedMatrix& w, QuantRows x, Rows y,
+          const float* bias = nullptr);
 void RmsNorm(const Ops& ops, KernelPool* pool, ConstRows x, const float* weight, uint32_t n, float eps,
              Rows y);
+void LayerNorm(const Ops& ops, KernelPool* pool, ConstRows x, const float* weight, const float* bias,
+               uint32_t n, float eps, Rows y);
 void Attention(const Ops& ops, KernelPool* pool, const AttentionShape& shape,
                std::span<const AttentionRow> rows);
 // Workspace is grown as needed and kept: no allocation in steady state.
 class GroupedFfn {
  public:
-  void Run(const Ops& ops, KernelPool* pool, std::span<const FfnGroup> groups, std::span<const FfnRow> rows);
+  void Run(const Ops& ops, KernelPool* pool, std::span<const FfnGroup> groups, std::span<const FfnRow> rows,
+           NumericsClass numerics = NumericsClass::kF32);
 
  private:
   std::vector<float> gather_, gate_, up_, down_;  // [rows, hidden], [rows, inter] twice, [rows, hidden]
-  std::vector<size_t> item_begin_;                // per group: its first work item
+  std::vector<std::byte> quantised_in_, quantised_inter_;  // [rows, QuantRowBytes]
+  std::vector<size_t> item_begin_;                         // per group: its first work item
 };
 
 // One row: ids and weights [top_k], best selection score first; ties by lowest id. bias: [experts] or null.
@@ -198,9 +221,14 @@ void RouteRow(const GateSpec& gate, const float* logits, const float* bias, uint
 void RopeRow(std::span<const float> inv_freq, uint32_t position, float attention_scaling, float* cos,
              float* sin);
 
+// 1 + beta * ln(1 + floor((position + offset) / floor)), in double, rounded once.
+float QueryFactor(float beta, uint32_t floor, uint32_t offset, uint32_t position);
+
 // Hash over the output bits of fixed vectors through every operation of the table: the class's fingerprint.
 // The value of `ref` is a constant of the source tree; a table that gives another one must not serve.
 uint64_t Fingerprint(const Ops& ops);
+// Of class i8g32: the above, and its own operations.
+uint64_t Fingerprint(const Ops& ops, NumericsClass c);
 inline constexpr std::string_view kClassName = "f32";
 
 }  // namespace consilium::kernels

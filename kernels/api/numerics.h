@@ -44,6 +44,7 @@ static inline float Fold16Squares(const float* x, size_t n) {
 
 // The larger of two, by a > b ? a : b (a NaN in `a` is passed over).
 static inline float MaxOf(float a, float b) { return a > b ? a : b; }
+static inline float MinOf(float a, float b) { return a < b ? a : b; }
 
 // Maximum over x[0..n): lane j % 16 = MaxOf(x[j], lane) from -inf; then the tree of FoldLanes with MaxOf.
 static inline float FoldMax16(const float* x, size_t n) {
@@ -225,5 +226,44 @@ static inline SinCosResult SinCos(double x) {
 // ---- Widening
 // -----------------------------------------------------------------------------------------------------
 static inline float FromBf16(uint16_t v) { return __builtin_bit_cast(float, static_cast<uint32_t>(v) << 16); }
+static inline float FromF16(uint16_t h) {
+  const uint32_t sign = (h & 0x8000u) << 16;
+  const uint32_t exponent = (h >> 10) & 0x1F;
+  const uint32_t mantissa = h & 0x3FF;
+  if (exponent == 0) {  // zero or denormal: mantissa * 2^-24, exact in f32
+    const float magnitude = static_cast<float>(mantissa) * 5.9604644775390625e-08f;
+    return sign != 0 ? -magnitude : magnitude;
+  }
+  const uint32_t wide = exponent == 31 ? 255 : exponent + 112;
+  return __builtin_bit_cast(float, sign | (wide << 23) | (mantissa << 13));
+}
+
+// ---- Activation groups of class i8g32
+// -----------------------------------------------------------------------------------------------------
+// q[0..32) from x[0..n), n <= 32, the rest 0; returns the scale. Scale = amax / 127, q = x * (127 / amax) to
+// the nearest, ties to even; |q| <= 127 follows. Below kQuantFloor 127 / amax would overflow: the group is 0.
+// A group with a NaN or an infinity has scale NaN, q 0: its output is NaN.
+static constexpr float kQuantFloor = 0x1p-100f;
+static constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23
+static inline float QuantizeGroup(const float* x, size_t n, int8_t* q) {
+  uint32_t largest = 0;  // magnitudes compare as their bits do; NaN above infinity
+  for (size_t i = 0; i < n; ++i) {
+    const uint32_t a = __builtin_bit_cast(uint32_t, x[i]) & 0x7FFFFFFFu;
+    largest = a > largest ? a : largest;
+  }
+  const float amax = __builtin_bit_cast(float, largest);
+  const bool finite = largest < 0x7F800000u;
+  if (!finite || amax < kQuantFloor) {
+    for (size_t i = 0; i < 32; ++i) q[i] = 0;
+    return finite ? 0.0f : __builtin_nanf("");
+  }
+  const float inverse = 127.0f / amax;
+  for (size_t i = 0; i < n; ++i) {
+    const float t = x[i] * inverse + kRoundMagic;
+    q[i] = static_cast<int8_t>(__builtin_bit_cast(int32_t, t) - __builtin_bit_cast(int32_t, kRoundMagic));
+  }
+  for (size_t i = n; i < 32; ++i) q[i] = 0;
+  return amax / 127.0f;
+}
 
 }  // namespace consilium::numerics

@@ -47,10 +47,46 @@ void MaskGroups(const GateSpec& gate, float* choice) {
   const uint32_t size = gate.experts / gate.groups;
   float score[kExpertsMax];
   bool kept[kExpertsMax] = {};
-  for (uint32_t g = 0; g < gate.groups; ++g) score[g] = GroupScore(choice + g * size, size);
+  for (uint32_t g = 0; g < gate.groups; ++g) {
+    score[g] = gate.group_max ? choice[g * size + BestUntaken(choice + g * size, kept, size)]
+                              : GroupScore(choice + g * size, size);
+  }
   for (uint32_t i = 0; i < gate.groups_kept; ++i) kept[BestUntaken(score, kept, gate.groups)] = true;
   for (uint32_t g = 0; g < gate.groups; ++g) {
     if (!kept[g]) std::fill(choice + g * size, choice + (g + 1) * size, kMasked);
+  }
+}
+
+bool ChoosesByLogit(const GateSpec& gate) {
+  return gate.score == GateSpec::Score::kSoftmaxChosen || gate.score == GateSpec::Score::kSigmoidOfLogit;
+}
+
+// Few values, so the scalar definition itself.
+void SoftmaxInPlace(float* x, uint32_t n) {
+  const float max = numerics::FoldMax16(x, n);
+  for (uint32_t i = 0; i < n; ++i) x[i] = numerics::Exp(x[i] - max);
+  const float sum = numerics::Fold16(x, n);
+  for (uint32_t i = 0; i < n; ++i) x[i] = x[i] / sum;
+}
+
+// Phi: the best logit, then the best of the rest; each weighs its share among the entries not yet taken that
+// lie close to it: (best - l) / max(|l|, best) <= 2 * jitter. Weights of a row add up to 2 at most.
+void RouteSparsemixer(const GateSpec& gate, const float* logits, uint16_t* ids, float* weights,
+                      float* scratch) {
+  const uint32_t n = gate.experts;
+  bool taken[kExpertsMax];
+  std::fill(taken, taken + n, false);
+  for (uint32_t s = 0; s < gate.top_k; ++s) {
+    const uint32_t best = BestUntaken(logits, taken, n);
+    const float top = logits[best];
+    for (uint32_t e = 0; e < n; ++e) {
+      const float magnitude = numerics::MaxOf(logits[e] < 0.0f ? -logits[e] : logits[e], top);
+      const bool far = (top - logits[e]) / magnitude > 2.0f * gate.jitter;
+      scratch[e] = taken[e] || far ? 0.0f : numerics::Exp(logits[e] - top);
+    }
+    weights[s] = scratch[best] / numerics::Fold16(scratch, n);
+    ids[s] = static_cast<uint16_t>(best);
+    taken[best] = true;
   }
 }
 
@@ -63,7 +99,11 @@ void RouteRow(const GateSpec& gate, const float* logits, const float* bias, uint
   const uint32_t n = gate.experts;
   float* score = scratch;
   float* choice = scratch + n;
-  if (gate.score == GateSpec::Score::kSigmoid) {
+  if (gate.score == GateSpec::Score::kSparsemixer)
+    return RouteSparsemixer(gate, logits, ids, weights, scratch);
+  if (ChoosesByLogit(gate)) {
+    std::copy_n(logits, n, score);
+  } else if (gate.score == GateSpec::Score::kSigmoid) {
     Fastest().scores(true, logits, 0.0f, n, score);
   } else {
     Fastest().scores(false, logits, numerics::FoldMax16(logits, n), n, score);
@@ -76,18 +116,31 @@ void RouteRow(const GateSpec& gate, const float* logits, const float* bias, uint
 
   bool taken[kExpertsMax];
   std::fill(taken, taken + n, false);
-  float sum = 0.0f;
   for (uint32_t s = 0; s < gate.top_k; ++s) {
     const uint32_t e = BestUntaken(choice, taken, n);
     taken[e] = true;
     ids[s] = static_cast<uint16_t>(e);
     weights[s] = score[e];
-    sum = sum + score[e];
   }
+  if (gate.score == GateSpec::Score::kSoftmaxChosen) SoftmaxInPlace(weights, gate.top_k);
+  if (gate.score == GateSpec::Score::kSigmoidOfLogit) {
+    for (uint32_t s = 0; s < gate.top_k; ++s) weights[s] = numerics::Sigmoid(weights[s]);
+  }
+  float sum = 0.0f;
+  for (uint32_t s = 0; s < gate.top_k; ++s) {
+    sum = gate.renormalize_norm == 2 ? numerics::Fma(weights[s], weights[s], sum) : sum + weights[s];
+  }
+  if (gate.renormalize_norm == 2) sum = __builtin_sqrtf(sum);
+  if (gate.renormalize_min > 0.0f) sum = numerics::MaxOf(sum, gate.renormalize_min);
   for (uint32_t s = 0; s < gate.top_k; ++s) {
     if (gate.renormalize) weights[s] = weights[s] / (sum + gate.renormalize_epsilon);
     weights[s] = weights[s] * gate.scale;
   }
+}
+
+float QueryFactor(float beta, uint32_t floor, uint32_t offset, uint32_t position) {
+  const double steps = static_cast<double>((uint64_t{position} + offset) / floor);
+  return static_cast<float>(1.0 + static_cast<double>(beta) * numerics::Log(1.0 + steps));
 }
 
 void RopeRow(std::span<const float> inv_freq, uint32_t position, float attention_scaling, float* cos,

@@ -115,6 +115,63 @@ TEST(Route, AgreesWithAPlainModelInDoubleOnRandomRows) {
   }
 }
 
+TEST(Route, SoftmaxOverTheChosenLogits) {
+  GateSpec g = Softmax(4, 2, false);
+  g.score = GateSpec::Score::kSoftmaxChosen;
+  const Choice c = Route(g, {0.5f, 2.0f, -1.0f, 1.0f});
+  EXPECT_EQ(c.ids, (std::vector<uint16_t>{1, 3}));
+  EXPECT_NEAR(c.weights[0], 1 / (1 + std::exp(-1.0)), 1e-7);
+  EXPECT_NEAR(c.weights[1], 1 / (1 + std::exp(1.0)), 1e-7);
+}
+
+TEST(Route, TheLargestLogitWinsEvenWhereSigmoidsAreEqual) {
+  GateSpec g = Softmax(3, 1, false);
+  g.score = GateSpec::Score::kSigmoidOfLogit;
+  const Choice c = Route(g, {40.0f, 50.0f, -2.0f});
+  EXPECT_EQ(c.ids[0], 1);
+  EXPECT_EQ(c.weights[0], 1.0f);
+  EXPECT_NEAR(Route(g, {-3.0f, -2.0f, -4.0f}).weights[0], 1 / (1 + std::exp(2.0)), 1e-7);
+}
+
+// Hand-made: eps 0.1 keeps logits within 20 % of the best (by the larger magnitude of the two).
+TEST(Route, SparsemixerWeighsEachChoiceAmongItsNeighbours) {
+  GateSpec g = Softmax(5, 2, false);
+  g.score = GateSpec::Score::kSparsemixer;
+  g.jitter = 0.1f;
+  const Choice c = Route(g, {2.0f, 1.7f, 1.0f, -4.0f, 1.5f});
+  EXPECT_EQ(c.ids, (std::vector<uint16_t>{0, 1}));
+  EXPECT_NEAR(c.weights[0], 1 / (1 + std::exp(-0.3)), 1e-6);  // 2.0 and 1.7
+  EXPECT_NEAR(c.weights[1], 1 / (1 + std::exp(-0.2)), 1e-6);  // 1.7 and 1.5; 0 is taken
+}
+
+TEST(Route, AGroupMayBeScoredByItsBestAlone) {
+  GateSpec g = Softmax(6, 2, false);
+  g.groups = 3;
+  g.groups_kept = 1;
+  g.group_max = true;
+  EXPECT_EQ(Route(g, {1, 1, 2, -9, 1.5f, 1.5f}).ids, (std::vector<uint16_t>{2, 3}));
+  g.group_max = false;
+  EXPECT_EQ(Route(g, {1, 1, 2, -9, 1.9f, 1.9f}).ids, (std::vector<uint16_t>{4, 5}));
+}
+
+TEST(Route, WeightsCanBeDividedByANormOrAMinimum) {
+  GateSpec g = Softmax(4, 2, true);
+  g.renormalize_norm = 2;
+  const Choice c = Route(g, {0.5f, 2.0f, -1.0f, 1.0f});
+  EXPECT_NEAR(c.weights[0] * c.weights[0] + c.weights[1] * c.weights[1], 1.0, 2e-7);
+  EXPECT_NEAR(c.weights[0] / c.weights[1], std::exp(1.0), 1e-6);
+  g.renormalize_norm = 1;
+  g.renormalize_min = 10.0f;
+  const Choice raw = Route(Softmax(4, 2, false), {0.5f, 2.0f, -1.0f, 1.0f});
+  EXPECT_NEAR(Route(g, {0.5f, 2.0f, -1.0f, 1.0f}).weights[0], raw.weights[0] / 10, 1e-8);
+}
+
+TEST(QueryFactor, GrowsWithTheLogarithmOfWholeSteps) {
+  EXPECT_EQ(QueryFactor(0.1f, 8, 1, 6), 1.0f);
+  EXPECT_NEAR(QueryFactor(0.1f, 8, 1, 7), 1 + 0.1 * std::log(2), 1e-7);
+  EXPECT_NEAR(QueryFactor(0.1f, 8192, 0, 1000000), 1 + 0.1 * std::log(1 + 122), 1e-7);
+}
+
 TEST(Route, AllExpertsCanBeChosen) {
   const Choice c = Route(Softmax(5, 5, true), {1, 5, 3, 2, 4});
   EXPECT_EQ(c.ids, (std::vector<uint16_t>{1, 4, 2, 3, 0}));

@@ -29,6 +29,53 @@ TEST_P(RowsTest, RmsNormEqualsTheReferenceAndDoesNotDependOnTheBatch) {
   EXPECT_TRUE(SameBits(got, want));
 }
 
+TEST_P(RowsTest, LayerNormEqualsTheReferenceAndDouble) {
+  for (uint32_t n : kSizes) {
+    const std::vector<float> x = TestFloats(5 * n, n), w = TestFloats(n, n + 1), b = TestFloats(n, n + 2);
+    for (const float* bias : {b.data(), static_cast<const float*>(nullptr)}) {
+      std::vector<float> got(5 * n), want(5 * n), alone = x;
+      LayerNorm(ops(), nullptr, {x.data(), n, 5}, w.data(), bias, n, 1e-5f, {got.data(), n, 5});
+      LayerNorm(Ref(), nullptr, {x.data(), n, 5}, w.data(), bias, n, 1e-5f, {want.data(), n, 5});
+      EXPECT_TRUE(SameBits(got, want)) << n;
+      // In place, and alone.
+      LayerNorm(ops(), nullptr, {alone.data() + 3 * n, n, 1}, w.data(), bias, n, 1e-5f,
+                {alone.data() + 3 * n, n, 1});
+      EXPECT_TRUE(SameBits({got.data() + 3 * n, n}, {alone.data() + 3 * n, n})) << n;
+    }
+  }
+  const uint32_t n = 257;
+  std::vector<float> x = TestFloats(n, 4), w = TestFloats(n, 5), b = TestFloats(n, 6), got(n);
+  for (float& v : x) v = std::min(9.0f, std::max(-9.0f, v));
+  LayerNorm(ops(), nullptr, {x.data(), n, 1}, w.data(), b.data(), n, 1e-5f, {got.data(), n, 1});
+  double mean = 0, square = 0;
+  for (float v : x) mean += v / static_cast<double>(n);
+  for (float v : x) square += (v - mean) * (v - mean);
+  for (uint32_t i = 0; i < n; ++i) {
+    const double normed = (x[i] - mean) / std::sqrt(square / n + 1e-5) * w[i];
+    EXPECT_NEAR(got[i], normed + b[i], (std::abs(normed) + std::abs(w[i]) + std::abs(b[i])) * 80 * 0x1p-24);
+  }
+}
+
+TEST_P(RowsTest, ClampedSwigluEqualsTheReferenceAndItsFormula) {
+  for (uint32_t n : kSizes) {
+    std::vector<float> gate = TestFloats(n, 21), up = TestFloats(n, 22), got(n), want(n);
+    if (n > 16)
+      gate[16] = NAN, up[15] = NAN, gate[1] = 1e30f, up[2] = -1e30f, up[3] = 1e30f, gate[4] = -1e30f;
+    ops().swiglu_clamped(gate.data(), up.data(), 1.702f, 7.0f, n, got.data());
+    Ref().swiglu_clamped(gate.data(), up.data(), 1.702f, 7.0f, n, want.data());
+    EXPECT_TRUE(SameBits(got, want)) << n;
+    for (uint32_t i = 0; i < n; ++i) {
+      if (std::isnan(gate[i]) || std::isnan(up[i])) {
+        EXPECT_TRUE(std::isnan(got[i]));
+        continue;
+      }
+      const double g = std::min(gate[i], 7.0f), u = std::clamp(up[i], -7.0f, 7.0f);
+      const double formula = (u + 1) * g / (1 + std::exp(-1.702 * g));
+      EXPECT_NEAR(got[i], formula, std::abs(formula) * 40 * 0x1p-24 + 1e-6);
+    }
+  }
+}
+
 TEST_P(RowsTest, RmsNormIsCloseToDouble) {
   const uint32_t n = 1030;
   const std::vector<float> x = TestFloats(n, 4), w = TestFloats(n, 5);
@@ -161,7 +208,7 @@ TEST(OpsTable, UnknownNamesListWhatIsThere) {
 }
 
 // The class: what `ref` computes. It changes only when the definition does, with a new class revision.
-constexpr uint64_t kFingerprint = 0x8dc06c35b1a78a2full;
+constexpr uint64_t kFingerprint = 0x76d5c48c81dd91aaull;
 
 TEST(Fingerprint, OfEveryTableIsTheConstantOfTheClass) {
   for (std::string_view name : AvailableOps()) {

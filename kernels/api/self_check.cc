@@ -32,7 +32,30 @@ class Vectors {
     return v;
   }
 
+  // ggml blocks with finite scales, or fp8 codes.
+  std::vector<std::byte> Blocks(WeightFormat format, uint32_t out, uint32_t in) {
+    const size_t inputs = GranularityK(format) == 256 ? 256 : 32;
+    const size_t bytes = format == WeightFormat::kFp8 ? 32 : GgufBlockBytes(format);
+    std::vector<std::byte> v(size_t{out} * in / inputs * bytes);
+    for (size_t i = 0; i < v.size(); ++i) {
+      const uint64_t h = Mix(0x18, ++count_);
+      const size_t at = i % bytes;
+      const size_t scale = format == WeightFormat::kQ6K ? 208 : 0;
+      v[i] = static_cast<std::byte>(h);
+      if (format == WeightFormat::kFp8) v[i] = static_cast<std::byte>(h % 0x7F | (h & 0x80));
+      if (format == WeightFormat::kMxfp4 && at == 0) v[i] = static_cast<std::byte>(118 + h % 8);
+      // The upper byte of an f16: 2^-9 .. 2^-4, signed.
+      const bool half = at == scale + 1 || (at == 3 && HasMinimum(format));
+      if (format >= WeightFormat::kQ8_0 && half) v[i] = static_cast<std::byte>((6 + h % 5) << 2 | (h & 0x80));
+    }
+    return v;
+  }
+
  private:
+  static bool HasMinimum(WeightFormat f) {
+    return f == WeightFormat::kQ4_1 || f == WeightFormat::kQ5_1 || f == WeightFormat::kQ4K ||
+           f == WeightFormat::kQ5K;
+  }
   uint64_t count_ = 0;
 };
 
@@ -141,7 +164,65 @@ void CheckAttention(const Ops& ops, Vectors* in, Hash* hash, AttentionShape shap
   }
 }
 
+void CheckNormsAndClamps(const Ops& ops, Vectors* in, Hash* hash) {
+  const uint32_t n = 77;
+  const std::vector<float> a = in->Floats(n), b = in->Floats(n), c = in->Floats(n);
+  std::vector<float> out(n);
+  ops.layer_norm({a.data(), n, 1}, b.data(), c.data(), n, 1e-5f, {out.data(), n, 1});
+  hash->Add(out);
+  ops.layer_norm({a.data(), n, 1}, b.data(), nullptr, n, 1e-5f, {out.data(), n, 1});
+  hash->Add(out);
+  ops.swiglu_clamped(a.data(), b.data(), 1.702f, 7.0f, n, out.data());
+  hash->Add(out);
+}
+
+// A matrix of every format: bytes from the stream, scales in a sane range.
+PackedMatrix Quantised(WeightFormat format, uint32_t out, uint32_t in, Vectors* v) {
+  WeightSource s;
+  const std::vector<float> wide = v->Floats(size_t{out} * in);
+  s.out = out;
+  s.in = in;
+  s.format = WeightFormat::kF32;
+  s.values = std::as_bytes(std::span<const float>(wide));
+  if (format == WeightFormat::kInt8 || format == WeightFormat::kInt4) {
+    QuantError error;
+    return PackQuantized(s, format, DType::kF16, &error).value();
+  }
+  const std::vector<std::byte> bytes = v->Blocks(format, out, in);
+  s.format = format;
+  s.layout = format == WeightFormat::kFp8 ? WeightSource::Layout::kPlain : WeightSource::Layout::kGguf;
+  s.values = bytes;
+  s.group = 128;
+  const std::vector<float> scales((out + 127) / 128 * ((in + 127) / 128), 0.0371f);
+  if (format == WeightFormat::kFp8) s.scales = std::as_bytes(std::span<const float>(scales));
+  return Pack(s).value();
+}
+
+void CheckPacked(const Ops& ops, NumericsClass c, Vectors* in, Hash* hash) {
+  for (WeightFormat format :
+       {WeightFormat::kFp8, WeightFormat::kInt8, WeightFormat::kInt4, WeightFormat::kMxfp4,
+        WeightFormat::kQ8_0, WeightFormat::kQ4_0, WeightFormat::kQ4_1, WeightFormat::kQ5_0,
+        WeightFormat::kQ5_1, WeightFormat::kQ4K, WeightFormat::kQ5K, WeightFormat::kQ6K}) {
+    const uint32_t out = 35, k = 256;
+    const PackedMatrix w = Quantised(format, out, k, in);
+    for (size_t rows : {1, 3, 9}) {
+      const std::vector<float> x = in->Floats(rows * k);
+      std::vector<float> y(rows * out);
+      Gemm(ops, nullptr, c, w, {x.data(), k, rows}, {y.data(), out, rows});
+      hash->Add(y);
+    }
+  }
+}
+
 }  // namespace
+
+uint64_t Fingerprint(const Ops& ops, NumericsClass c) {
+  Vectors in;
+  Hash hash;
+  hash.Add(std::vector<uint64_t>{Fingerprint(ops)});
+  CheckPacked(ops, c, &in, &hash);
+  return hash.value();
+}
 
 uint64_t Fingerprint(const Ops& ops) {
   Vectors in;
@@ -152,6 +233,9 @@ uint64_t Fingerprint(const Ops& ops) {
   CheckAttention(ops, &in, &hash, {6, 2, 24, 24, 0.2f, 0});    // grouped queries
   CheckAttention(ops, &in, &hash, {4, 4, 16, 16, 0.25f, 70});  // a window
   CheckAttention(ops, &in, &hash, {11, 1, 40, 27, 0.17f, 0});  // absorbed MLA, a tail
+  CheckNormsAndClamps(ops, &in, &hash);
+  constexpr float kSinks[6] = {0.5f, -3.0f, 20.0f, 0.0f, 1.0f, -100.0f};
+  CheckAttention(ops, &in, &hash, {6, 2, 24, 24, 0.2f, 90, 60, 2.5f, kSinks});
   return hash.value();
 }
 

@@ -8,6 +8,7 @@
 // --benchmark_report_aggregates_only=true
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -89,6 +90,76 @@ void Tables(benchmark::internal::Benchmark* b, std::vector<int64_t> rows) {
 BENCHMARK(BM_GemvBf16)->Apply([](auto* b) { Tables(b, {1}); });
 BENCHMARK(BM_GemvF32)->Apply([](auto* b) { Tables(b, {1}); });
 BENCHMARK(BM_GemmBf16)->Apply([](auto* b) { Tables(b, {4, 8, 16, 64, 256}); });
+
+// Packed formats in both classes. Args: table, format, class, rows, threads. The weights' bytes repeat: what
+// they say does not change the time.
+PackedMatrix PackedOf(WeightFormat format, uint32_t out, uint32_t in) {
+  WeightSource s;
+  s.format = format;
+  s.out = out;
+  s.in = in;
+  s.group = format == WeightFormat::kFp8 ? 128 : 32;
+  s.layout = format == WeightFormat::kFp8    ? WeightSource::Layout::kPlain
+             : format <= WeightFormat::kInt4 ? WeightSource::Layout::kCompressed
+                                             : WeightSource::Layout::kGguf;
+  s.scale_type = format == WeightFormat::kFp8 ? DType::kF32 : DType::kBf16;
+  const size_t block = GgufBlockBytes(format), inputs = GranularityK(format) == 256 ? 256 : 32;
+  std::vector<std::byte> values(block > 0 ? size_t{out} * in / inputs * block
+                                          : size_t{out} * in / (format == WeightFormat::kInt4 ? 2 : 1));
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<std::byte>(Mix(2, i) % 0x70 + 4);
+  std::vector<std::byte> scales(format == WeightFormat::kFp8 ? size_t{out} * in / 128 / 128 * 4
+                                : block > 0                  ? 0
+                                                             : size_t{out} * in / 32 * 2,
+                                std::byte{0x3C});  // f32 and bf16 near 2^-7
+  s.values = values;
+  s.scales = scales;
+  return Pack(s).value();
+}
+
+void BM_Packed(benchmark::State& state) {
+  constexpr uint32_t kOut = 4096, kIn = 4096;
+  const Ops& ops = *FindOps(AvailableOps()[static_cast<size_t>(state.range(0))]).value();
+  const auto format = static_cast<WeightFormat>(state.range(1));
+  const auto numerics = static_cast<NumericsClass>(state.range(2));
+  const size_t rows = static_cast<size_t>(state.range(3));
+  const uint32_t threads = static_cast<uint32_t>(state.range(4));
+  KernelPool pool(threads);
+  static std::vector<PackedMatrix> weights;  // of the last format
+  if (weights.empty() || weights[0].format != format) {
+    weights.clear();
+    weights.push_back(PackedOf(format, kOut, kIn));
+    for (size_t bytes = weights[0].bytes(); bytes < kRotateBytes; bytes += weights[0].bytes()) {
+      PackedMatrix copy{kOut, kIn, format, weights[0].scale, AllocateAligned(weights[0].bytes())};
+      std::copy_n(weights[0].data.get(), weights[0].bytes(), copy.data.get());
+      weights.push_back(std::move(copy));
+    }
+  }
+  const std::vector<float> x = Floats(rows * kIn);
+  std::vector<float> y(rows * kOut);
+  size_t i = 0;
+  for (auto _ : state) {
+    Gemm(ops, &pool, numerics, weights[i++ % weights.size()], {x.data(), kIn, rows}, {y.data(), kOut, rows});
+    benchmark::ClobberMemory();
+  }
+  state.SetLabel(std::string(ops.name) + " " + std::string(WeightFormatName(format)) + " " +
+                 std::string(NumericsClassName(numerics)));
+  Report(state, threads, static_cast<double>(weights[0].bytes()),
+         2.0 * static_cast<double>(rows) * kOut * kIn);
+}
+void PackedCases(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"table", "format", "class", "rows", "threads"})->UseRealTime()->Unit(benchmark::kMicrosecond);
+  const int64_t best = static_cast<int64_t>(AvailableOps().size()) - 1;
+  for (WeightFormat f : {WeightFormat::kQ8_0, WeightFormat::kQ4_0, WeightFormat::kQ4K, WeightFormat::kMxfp4,
+                         WeightFormat::kInt4, WeightFormat::kFp8, WeightFormat::kQ6K}) {
+    for (int64_t c : {0, 1}) {
+      if (c == 1 && !IsIntegerFormat(f)) continue;
+      for (int64_t rows : {1, 2, 4, 8, 16, 64}) {
+        for (int64_t threads : {1, 2}) b->Args({best, static_cast<int64_t>(f), c, rows, threads});
+      }
+    }
+  }
+}
+BENCHMARK(BM_Packed)->Apply(PackedCases);
 
 // Rows per expert, 16 experts of hidden 2048, inter 1408 (DeepSeek-V2-Lite), bf16.
 void BM_GroupedFfn(benchmark::State& state) {

@@ -7,12 +7,22 @@
 #include "kernels/cpu/body_rows.h"
 #include "kernels/cpu/raw.h"
 
+namespace consilium::kernels::CONSILIUM_TARGET {
+
+static void Gemm(const RawGemm& g) {
+  if (g.rows == 0) return;
+  g.bf16 ? GemmOf<RawCode::kBf16>(g) : GemmOf<RawCode::kF32>(g);
+}
+
+}  // namespace consilium::kernels::CONSILIUM_TARGET
+
 namespace consilium::kernels {
 
 const RawOps CONSILIUM_TABLE = {
-    CONSILIUM_TARGET::Gemm, CONSILIUM_TARGET::RmsNorm,   CONSILIUM_TARGET::Gated,
-    CONSILIUM_TARGET::Rope, CONSILIUM_TARGET::Attention, CONSILIUM_TARGET::Combine,
-    CONSILIUM_TARGET::Add,  CONSILIUM_TARGET::Scores,    CONSILIUM_TARGET::Weights,
+    CONSILIUM_TARGET::Gemm,      CONSILIUM_TARGET::RmsNorm,       CONSILIUM_TARGET::Gated,
+    CONSILIUM_TARGET::LayerNorm, CONSILIUM_TARGET::SwigluClamped, CONSILIUM_TARGET::Rope,
+    CONSILIUM_TARGET::Attention, CONSILIUM_TARGET::Combine,       CONSILIUM_TARGET::Add,
+    CONSILIUM_TARGET::Scores,    CONSILIUM_TARGET::Weights,
 };
 
 }  // namespace consilium::kernels

@@ -110,7 +110,8 @@ static void ScoresOfBlock(const RawAttention& a, uint32_t kv_head, KeyRange keys
     t.y_stride = kBlock;
     t.columns = kBlock;
     t.bias = nullptr;
-    RunTile<false>(t, rows, step);
+    t.resume = false;
+    RunTile<RawCode::kF32>(t, rows, step);
     p += static_cast<uint32_t>(step);
   }
 }
@@ -122,9 +123,13 @@ struct SoftmaxState {
 
 // Scores of one head's block to probabilities, in place; updates the state and returns the factor for the old
 // sums.
-static float SoftmaxOfBlock(float* s, KeyRange keys, float scale, SoftmaxState* state) {
+static float SoftmaxOfBlock(float* s, KeyRange keys, float scale, float soft_cap, SoftmaxState* state) {
   const V factor = Set1(scale);
   for (uint32_t i = 0; i < kBlock; i += 16) Store(s + i, Mul(Load(s + i), factor));
+  if (soft_cap != 0.0f) {
+    const V cap = Set1(soft_cap);
+    for (uint32_t i = 0; i < kBlock; i += 16) Store(s + i, Mul(cap, TanhLanes(Div(Load(s + i), cap))));
+  }
   for (uint32_t j = 0; j < keys.begin; ++j) s[j] = -numerics::InfF();
   for (uint32_t j = keys.end; j < kBlock; ++j) s[j] = -numerics::InfF();
   V top = Set1(-numerics::InfF());
@@ -152,11 +157,16 @@ static void Attention(const RawAttention& a) {
   float* score = a.scratch;
   SoftmaxState* states = reinterpret_cast<SoftmaxState*>(score + 8 * kBlock);
   float* acc = score + 8 * kBlock + 2 * size_t{heads};
-  for (uint32_t h = 0; h < heads; ++h) states[h] = {-numerics::InfF(), 0.0f};
+  // A sink is a key seen before all others, of probability exp(sink - max) and no value.
+  for (uint32_t h = 0; h < heads; ++h) {
+    states[h] = a.sinks == nullptr ? SoftmaxState{-numerics::InfF(), 0.0f}
+                                   : SoftmaxState{a.sinks[a.head_begin + h], 1.0f};
+  }
   for (size_t i = 0; i < heads * acc_stride; ++i) acc[i] = 0.0f;
 
   const uint32_t end = a.position + 1;
-  const uint32_t begin = a.window == 0 || end <= a.window ? 0 : end - a.window;
+  uint32_t begin = a.window == 0 || end <= a.window ? 0 : end - a.window;
+  if (a.chunk != 0 && a.position / a.chunk * a.chunk > begin) begin = a.position / a.chunk * a.chunk;
   for (uint32_t base = begin / kBlock * kBlock; base < end; base += kBlock) {
     const KeyRange keys{base, begin > base ? begin - base : 0, end - base < kBlock ? end - base : kBlock};
     for (uint32_t h = a.head_begin; h < a.head_end;) {
@@ -168,7 +178,7 @@ static void Attention(const RawAttention& a) {
       ScoresOfBlock(a, kv_head, keys, h, rows, score);
       float* sums = acc + (h - a.head_begin) * acc_stride;
       for (int r = 0; r < rows; ++r) {
-        const V old = Set1(SoftmaxOfBlock(score + static_cast<size_t>(r) * kBlock, keys, a.scale,
+        const V old = Set1(SoftmaxOfBlock(score + static_cast<size_t>(r) * kBlock, keys, a.scale, a.soft_cap,
                                           &states[h - a.head_begin + static_cast<uint32_t>(r)]));
         float* row = sums + static_cast<size_t>(r) * acc_stride;
         for (size_t i = 0; i < acc_stride; i += 16) Store(row + i, Mul(Load(row + i), old));

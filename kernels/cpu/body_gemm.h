@@ -16,11 +16,13 @@ struct TileArgs {
   size_t y_stride;
   size_t columns;
   const float* bias;  // of the first column, or null
+  bool resume;        // the chain goes on from what y holds
 };
 
-template <bool kBf16>
+template <RawCode kCode>
 LANES_FN V LoadPanel(const char* p) {
-  if constexpr (kBf16) return LoadBf16(reinterpret_cast<const uint16_t*>(p));
+  if constexpr (kCode == RawCode::kF16) return LoadF16(p);
+  if constexpr (kCode == RawCode::kBf16) return LoadBf16(reinterpret_cast<const uint16_t*>(p));
   return Load(reinterpret_cast<const float*>(p));
 }
 
@@ -43,19 +45,34 @@ LANES_FN void StoreTile(const TileArgs& t, V (&acc)[kRows][kPanels]) {
   }
 }
 
+template <int kRows, int kPanels>
+LANES_FN void LoadTile(const TileArgs& t, V (&acc)[kRows][kPanels]) {
+#pragma GCC unroll 8
+  for (int p = 0; p < kPanels; ++p) {
+    const size_t first = static_cast<size_t>(p) * 16;
+    const size_t n = t.columns - first < 16 ? t.columns - first : 16;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const float* y = t.y + static_cast<size_t>(r) * t.y_stride + first;
+      acc[r][p] = n == 16 ? Load(y) : LoadN(y, n);
+    }
+  }
+}
+
 // One or two streams do not keep enough lines in flight by the hardware's own prefetching.
 static constexpr int kPrefetchPanels = 3;
 static constexpr size_t kPrefetchBytes = 2048;
 
-template <bool kBf16, int kRows, int kPanels>
+template <RawCode kCode, int kRows, int kPanels>
 void Tile(const TileArgs& t) {
-  constexpr size_t kStep = 16 * (kBf16 ? 2 : 4);
+  constexpr size_t kStep = 16 * (kCode == RawCode::kF32 ? 4 : 2);
   V acc[kRows][kPanels];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) acc[r][p] = Zero();
   }
+  if (t.resume) LoadTile<kRows, kPanels>(t, acc);
   const char* panel[kPanels];
 #pragma GCC unroll 8
   for (int p = 0; p < kPanels; ++p) panel[p] = t.panels[p];
@@ -66,7 +83,7 @@ void Tile(const TileArgs& t) {
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) {
       if constexpr (kPanels <= kPrefetchPanels) __builtin_prefetch(panel[p] + offset + kPrefetchBytes);
-      const V w = LoadPanel<kBf16>(panel[p] + offset);
+      const V w = LoadPanel<kCode>(panel[p] + offset);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         acc[r][p] = Fma(Set1(x[k + static_cast<size_t>(r) * stride]), w, acc[r][p]);
@@ -76,25 +93,25 @@ void Tile(const TileArgs& t) {
   StoreTile<kRows, kPanels>(t, acc);
 }
 
-template <bool kBf16, int kRows>
+template <RawCode kCode, int kRows>
 LANES_FN void TileOfRows(const TileArgs& t, int panels) {
   constexpr int kMax = kTilePanels[kRows];
   if constexpr (kMax >= 8) {
-    if (panels == 8) return Tile<kBf16, kRows, 8>(t);
+    if (panels == 8) return Tile<kCode, kRows, 8>(t);
   }
   if constexpr (kMax >= 6) {
-    if (panels == 6) return Tile<kBf16, kRows, 6>(t);
+    if (panels == 6) return Tile<kCode, kRows, 6>(t);
   }
   if constexpr (kMax >= 4) {
-    if (panels == 4) return Tile<kBf16, kRows, 4>(t);
+    if (panels == 4) return Tile<kCode, kRows, 4>(t);
   }
   if constexpr (kMax >= 3) {
-    if (panels == 3) return Tile<kBf16, kRows, 3>(t);
+    if (panels == 3) return Tile<kCode, kRows, 3>(t);
   }
   if constexpr (kMax >= 2) {
-    if (panels == 2) return Tile<kBf16, kRows, 2>(t);
+    if (panels == 2) return Tile<kCode, kRows, 2>(t);
   }
-  Tile<kBf16, kRows, 1>(t);
+  Tile<kCode, kRows, 1>(t);
 }
 
 // The widest tile not above `limit` and `left` of those TileOfRows knows.
@@ -103,37 +120,37 @@ static inline int PanelStep(int limit, size_t left) {
   return most >= 8 ? 8 : most >= 6 ? 6 : most == 5 ? 4 : most;
 }
 
-template <bool kBf16>
+template <RawCode kCode>
 static void RunTile(const TileArgs& t, int rows, int panels) {
   switch (rows) {
     case 1:
-      return TileOfRows<kBf16, 1>(t, panels);
+      return TileOfRows<kCode, 1>(t, panels);
     case 2:
-      return TileOfRows<kBf16, 2>(t, panels);
+      return TileOfRows<kCode, 2>(t, panels);
     case 3:
-      return TileOfRows<kBf16, 3>(t, panels);
+      return TileOfRows<kCode, 3>(t, panels);
     case 4:
-      return TileOfRows<kBf16, 4>(t, panels);
+      return TileOfRows<kCode, 4>(t, panels);
     default:
       break;
   }
   if constexpr (kTileRows >= 6) {
-    if (rows == 5) return TileOfRows<kBf16, 5>(t, panels);
-    if (rows == 6) return TileOfRows<kBf16, 6>(t, panels);
+    if (rows == 5) return TileOfRows<kCode, 5>(t, panels);
+    if (rows == 6) return TileOfRows<kCode, 6>(t, panels);
   }
   if constexpr (kTileRows >= 8) {
-    if (rows == 7) return TileOfRows<kBf16, 7>(t, panels);
-    if (rows == 8) return TileOfRows<kBf16, 8>(t, panels);
+    if (rows == 7) return TileOfRows<kCode, 7>(t, panels);
+    if (rows == 8) return TileOfRows<kCode, 8>(t, panels);
   }
 }
 
 // All rows against one group of panels, the row tiles as even as possible (9 rows: 5 + 4, not 8 + 1).
-template <bool kBf16>
+template <RawCode kCode>
 static void RowsOfGroup(TileArgs t, size_t rows, int panels) {
   const size_t tiles = (rows + kTileRows - 1) / kTileRows;
   for (size_t i = 0; i < tiles; ++i) {
     const size_t n = rows / tiles + (i < rows % tiles ? 1 : 0);
-    RunTile<kBf16>(t, static_cast<int>(n), panels);
+    RunTile<kCode>(t, static_cast<int>(n), panels);
     t.x += n * t.x_stride;
     t.y += n * t.y_stride;
   }
@@ -145,7 +162,7 @@ static inline int PanelLimit(size_t rows) {
   return kTilePanels[(rows + tiles - 1) / tiles];
 }
 
-template <bool kBf16>
+template <RawCode kCode>
 static void GemmOf(const RawGemm& g) {
   const int limit = PanelLimit(g.rows);
   for (size_t p = g.panel_begin; p < g.panel_end;) {
@@ -161,14 +178,10 @@ static void GemmOf(const RawGemm& g) {
     t.y_stride = g.y_stride;
     t.columns = g.out - p * 16;
     t.bias = g.bias == nullptr ? nullptr : g.bias + p * 16;
-    RowsOfGroup<kBf16>(t, g.rows, step);
+    t.resume = false;
+    RowsOfGroup<kCode>(t, g.rows, step);
     p += static_cast<size_t>(step);
   }
-}
-
-static void Gemm(const RawGemm& g) {
-  if (g.rows == 0) return;
-  g.bf16 ? GemmOf<true>(g) : GemmOf<false>(g);
 }
 
 }  // namespace consilium::kernels::CONSILIUM_TARGET

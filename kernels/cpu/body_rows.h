@@ -80,6 +80,40 @@ static void Gated(bool gelu, const float* gate, const float* up, uint32_t n, flo
   }
 }
 
+static void LayerNorm(const float* x, size_t x_stride, size_t rows, const float* weight, const float* bias,
+                      uint32_t n, float eps, float* y, size_t y_stride) {
+  for (size_t r = 0; r < rows; ++r, x += x_stride, y += y_stride) {
+    V acc = Zero();
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16) acc = Add(acc, Load(x + i));
+    if (i < n) acc = Add(acc, LoadN(x + i, n - i));
+    float lanes[16];
+    Store(lanes, acc);
+    const V mean = Set1(numerics::FoldLanes(lanes) / static_cast<float>(n));
+    ForLanes(n, y, [&](auto load) { return Sub(load(x), mean); });
+    acc = Zero();
+    for (i = 0; i + 16 <= n; i += 16) acc = Fma(Load(y + i), Load(y + i), acc);
+    if (i < n) acc = Fma(LoadN(y + i, n - i), LoadN(y + i, n - i), acc);
+    Store(lanes, acc);
+    const V scale = Set1(numerics::Rsqrt(numerics::FoldLanes(lanes) / static_cast<float>(n) + eps));
+    if (bias == nullptr) {
+      ForLanes(n, y, [&](auto load) { return Mul(Mul(load(y), scale), load(weight)); });
+    } else {
+      ForLanes(n, y, [&](auto load) { return Add(Mul(Mul(load(y), scale), load(weight)), load(bias)); });
+    }
+  }
+}
+
+static void SwigluClamped(const float* gate, const float* up, float alpha, float limit, uint32_t n,
+                          float* a) {
+  const V top = Set1(limit), bottom = Set1(-limit), one = Set1(1.0f);
+  ForLanes(n, a, [&](auto load) {
+    const V g = MinOf(top, load(gate));
+    const V u = MaxOf(bottom, MinOf(top, load(up)));
+    return Mul(Add(u, one), Mul(g, SigmoidLanes(Mul(Set1(alpha), g))));
+  });
+}
+
 static void Rope(float* x, uint32_t n, bool interleaved, const float* cos, const float* sin) {
   const uint32_t half = n / 2;
   float pairs[kRopeDimMax];

@@ -10,24 +10,42 @@
 namespace consilium::kernels {
 namespace {
 
+static_assert(kRopeLanesMax == kRopeDimMax);
+
 void KvWrite(const AttentionShape& shape, const float* k, const float* v, uint32_t slot, float* k_page,
              float* v_page) {
   kRefOps.kv_write(shape, k, v, slot, k_page, v_page);  // moves only; no arithmetic
 }
 
-// The functions of Ops for one raw table.
-template <const RawOps& kRaw>
+// The functions of Ops for raw tables: of plain weights and the rest, of packed weights, of integer dots.
+template <const RawOps& kRaw, const RawQuantOps& kQuant, const RawQuantOps& kDots>
 struct Table {
   static void Gemm(const PackedMatrix& w, ConstRows x, Rows y, uint32_t panel_begin, uint32_t panel_end,
                    const float* bias) {
-    kRaw.gemm(RawGemm{w.data.get(), w.panel_bytes(), w.out, w.in, w.dtype == DType::kBf16, x.data, x.stride,
-                      x.count, y.data, y.stride, panel_begin, panel_end, bias});
+    if (w.format == WeightFormat::kF32 || w.format == WeightFormat::kBf16) {
+      return kRaw.gemm(RawGemm{w.data.get(), w.panel_bytes(), w.out, w.in, w.format == WeightFormat::kBf16,
+                               x.data, x.stride, x.count, y.data, y.stride, panel_begin, panel_end, bias});
+    }
+    kQuant.gemm(RawQuantGemm{w.data.get(), w.layout(), w.out, w.in, x.data, x.stride, x.count, y.data,
+                             y.stride, panel_begin, panel_end, bias});
+  }
+  static void GemmI8(const PackedMatrix& w, QuantRows x, Rows y, uint32_t panel_begin, uint32_t panel_end,
+                     const float* bias) {
+    kDots.gemm_i8(RawI8Gemm{w.data.get(), w.layout(), w.out, w.in,
+                            reinterpret_cast<const unsigned char*>(x.data), x.count, y.data, y.stride,
+                            panel_begin, panel_end, bias});
+  }
+  static void QuantizeRows(ConstRows x, uint32_t n, std::byte* out) {
+    kDots.quantize_rows(x.data, x.stride, x.count, n, reinterpret_cast<unsigned char*>(out));
   }
   static void RmsNorm(ConstRows x, const float* weight, uint32_t n, float eps, Rows y) {
     kRaw.rms_norm(x.data, x.stride, x.count, weight, n, eps, y.data, y.stride);
   }
   static void Gated(Activation act, const float* gate, const float* up, uint32_t n, float* a) {
     kRaw.gated(act == Activation::kGeluTanh, gate, up, n, a);
+  }
+  static void LayerNorm(ConstRows x, const float* weight, const float* bias, uint32_t n, float eps, Rows y) {
+    kRaw.layer_norm(x.data, x.stride, x.count, weight, bias, n, eps, y.data, y.stride);
   }
   static void Rope(float* x, uint32_t n, bool interleaved, const float* cos, const float* sin) {
     CHECK_MSG(n <= kRopeDimMax, "rotary dimension " + std::to_string(n));
@@ -38,30 +56,33 @@ struct Table {
     for (size_t r = 0; r < count; ++r) {
       kRaw.attention(RawAttention{s.q_heads, s.kv_heads, s.k_dim, s.v_dim, s.scale, s.window, head_begin,
                                   head_end, rows[r].q, rows[r].out, rows[r].position, rows[r].k_pages,
-                                  rows[r].v_pages, scratch});
+                                  rows[r].v_pages, scratch, s.chunk, s.soft_cap, s.sinks});
     }
   }
   static constexpr Ops Make(std::string_view name) {
-    return {name,    Gemm,         RmsNorm,  Gated,       Rope,        Attention,
-            KvWrite, kRaw.combine, kRaw.add, kRaw.scores, kRaw.weights};
+    return {name,    Gemm,         RmsNorm,  Gated,       LayerNorm,    kRaw.swiglu_clamped, Rope,  Attention,
+            KvWrite, kRaw.combine, kRaw.add, kRaw.scores, kRaw.weights, QuantizeRows,        GemmI8};
   }
 };
 
 const Ops& ScalarOps() {
-  static const Ops ops = Table<kScalarRaw>::Make("scalar");
+  static const Ops ops = Table<kScalarRaw, kScalarQuant, kScalarQuant>::Make("scalar");
   return ops;
 }
 
 #if defined(CONSILIUM_X86_KERNELS)
 const Ops& Avx2Ops() {
-  static const Ops ops = Table<kAvx2Raw>::Make("avx2");
+  static const Ops ops = Table<kAvx2Raw, kAvx2Quant, kAvx2Quant>::Make("avx2");
   return ops;
 }
 const Ops& Avx512Ops() {
-  static const Ops ops = Table<kAvx512Raw>::Make("avx512");
-  return ops;
+  static const Ops plain = Table<kAvx512Raw, kAvx512Quant, kAvx2Quant>::Make("avx512");
+  static const Ops vnni = Table<kAvx512Raw, kAvx512Quant, kAvx512VnniQuant>::Make("avx512");
+  return __builtin_cpu_supports("avx512vnni") ? vnni : plain;
 }
-bool HasAvx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool HasAvx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
 bool HasAvx512() {
   return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

@@ -22,6 +22,9 @@ LANES_FN V LoadBf16(const uint16_t* p) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
+LANES_FN V LoadF16(const void* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+}
 LANES_FN V Fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 LANES_FN V Add(V a, V b) { return _mm512_add_ps(a, b); }
 LANES_FN V Sub(V a, V b) { return _mm512_sub_ps(a, b); }

@@ -36,6 +36,13 @@ LANES_FN void Store(float* p, V v) { StoreN(p, v, 16); }
 LANES_FN V LoadBf16(const uint16_t* p) {
   return Each([&](int i) { return numerics::FromBf16(p[i]); });
 }
+LANES_FN V LoadF16(const void* p) {
+  return Each([&](int i) {
+    uint16_t h;
+    __builtin_memcpy(&h, static_cast<const char*>(p) + 2 * i, 2);
+    return numerics::FromF16(h);
+  });
+}
 LANES_FN V Fma(V a, V b, V c) {
   return Each([&](int i) { return __builtin_fmaf(a.l[i], b.l[i], c.l[i]); });
 }

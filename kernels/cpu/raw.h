@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cpu/raw_layout.h"
+
 namespace consilium::kernels {
 
 struct RawGemm {
@@ -14,6 +16,32 @@ struct RawGemm {
   bool bf16;
   const float* x;
   size_t x_stride;
+  size_t rows;
+  float* y;
+  size_t y_stride;
+  uint32_t panel_begin, panel_end;
+  const float* bias;
+};
+
+// As RawGemm, for the formats with scales and f16.
+struct RawQuantGemm {
+  const void* data;
+  RawLayout layout;
+  uint32_t out, in;
+  const float* x;
+  size_t x_stride;
+  size_t rows;
+  float* y;
+  size_t y_stride;
+  uint32_t panel_begin, panel_end;
+  const float* bias;
+};
+// Class i8g32: rows of QuantRowBytes(in) each.
+struct RawI8Gemm {
+  const void* data;
+  RawLayout layout;
+  uint32_t out, in;
+  const unsigned char* x;
   size_t rows;
   float* y;
   size_t y_stride;
@@ -33,6 +61,9 @@ struct RawAttention {
   const float* const* k_pages;
   const float* const* v_pages;
   float* scratch;
+  uint32_t chunk;      // 0: none
+  float soft_cap;      // 0: none
+  const float* sinks;  // [q_heads] or null
 };
 
 struct RawOps {
@@ -40,6 +71,9 @@ struct RawOps {
   void (*rms_norm)(const float* x, size_t x_stride, size_t rows, const float* weight, uint32_t n, float eps,
                    float* y, size_t y_stride);
   void (*gated)(bool gelu, const float* gate, const float* up, uint32_t n, float* a);
+  void (*layer_norm)(const float* x, size_t x_stride, size_t rows, const float* weight, const float* bias,
+                     uint32_t n, float eps, float* y, size_t y_stride);
+  void (*swiglu_clamped)(const float* gate, const float* up, float alpha, float limit, uint32_t n, float* a);
   void (*rope)(float* x, uint32_t n, bool interleaved, const float* cos, const float* sin);
   void (*attention)(const RawAttention& a);
   void (*combine)(const float* residual, const float* shared, const float* const* slots, const float* weights,
@@ -53,6 +87,16 @@ struct RawOps {
 extern const RawOps kScalarRaw;
 extern const RawOps kAvx2Raw;
 extern const RawOps kAvx512Raw;
+
+struct RawQuantOps {
+  void (*gemm)(const RawQuantGemm& g);
+  void (*gemm_i8)(const RawI8Gemm& g);
+  void (*quantize_rows)(const float* x, size_t x_stride, size_t rows, uint32_t n, unsigned char* out);
+};
+extern const RawQuantOps kScalarQuant;
+extern const RawQuantOps kAvx2Quant;
+extern const RawQuantOps kAvx512Quant;      // gemm only
+extern const RawQuantOps kAvx512VnniQuant;  // the other two
 
 inline constexpr uint32_t kRopeDimMax = 1024;  // per head; bounds a stack buffer
 

@@ -5,25 +5,12 @@
 #include <vector>
 
 #include "kernels/api/numerics.h"
+#include "kernels/ref/ref_quant.h"
 
 namespace consilium::kernels {
 namespace {
 
 using namespace numerics;  // NOLINT: the definitions this file is made of
-
-// W[column][k] widened to f32, from the packed panels.
-float Weight(const PackedMatrix& w, uint32_t column, uint32_t k) {
-  const std::byte* panel = w.data.get() + (column / kPanelColumns) * w.panel_bytes();
-  const size_t index = size_t{k} * kPanelColumns + column % kPanelColumns;
-  if (w.dtype == DType::kF32) {
-    float v;
-    std::memcpy(&v, panel + 4 * index, 4);
-    return v;
-  }
-  uint16_t v;
-  std::memcpy(&v, panel + 2 * index, 2);
-  return FromBf16(v);
-}
 
 void RefGemm(const PackedMatrix& w, ConstRows x, Rows y, uint32_t panel_begin, uint32_t panel_end,
              const float* bias) {
@@ -31,7 +18,7 @@ void RefGemm(const PackedMatrix& w, ConstRows x, Rows y, uint32_t panel_begin, u
   for (size_t r = 0; r < x.count; ++r) {
     for (uint32_t c = panel_begin * kPanelColumns; c < end; ++c) {
       float acc = 0.0f;
-      for (uint32_t k = 0; k < w.in; ++k) acc = Fma(x.row(r)[k], Weight(w, c, k), acc);
+      for (uint32_t k = 0; k < w.in; ++k) acc = Fma(x.row(r)[k], WeightValue(w, c, k), acc);
       y.row(r)[c] = bias == nullptr ? acc : acc + bias[c];
     }
   }
@@ -51,6 +38,26 @@ void RefGated(Activation act, const float* gate, const float* up, uint32_t n, fl
   }
 }
 
+void RefLayerNorm(ConstRows x, const float* weight, const float* bias, uint32_t n, float eps, Rows y) {
+  for (size_t r = 0; r < x.count; ++r) {
+    const float mean = Fold16(x.row(r), n) / static_cast<float>(n);
+    for (uint32_t i = 0; i < n; ++i) y.row(r)[i] = x.row(r)[i] - mean;
+    const float scale = Rsqrt(Fold16Squares(y.row(r), n) / static_cast<float>(n) + eps);
+    for (uint32_t i = 0; i < n; ++i) {
+      const float v = (y.row(r)[i] * scale) * weight[i];
+      y.row(r)[i] = bias == nullptr ? v : v + bias[i];
+    }
+  }
+}
+
+void RefSwigluClamped(const float* gate, const float* up, float alpha, float limit, uint32_t n, float* a) {
+  for (uint32_t i = 0; i < n; ++i) {
+    const float g = MinOf(limit, gate[i]);
+    const float u = MaxOf(-limit, MinOf(limit, up[i]));
+    a[i] = (u + 1.0f) * (g * Sigmoid(alpha * g));
+  }
+}
+
 void RefRope(float* x, uint32_t n, bool interleaved, const float* cos, const float* sin) {
   const uint32_t half = n / 2;
   const std::vector<float> in(x, x + n);
@@ -64,11 +71,13 @@ void RefRope(float* x, uint32_t n, bool interleaved, const float* cos, const flo
 
 // One head of one row. k(t, d), v(t, c): elements of the key and value of token t.
 template <class K, class V>
-void RefAttentionHead(const AttentionShape& shape, const float* q, uint32_t position, K k, V v, float* out) {
+void RefAttentionHead(const AttentionShape& shape, uint32_t head, const float* q, uint32_t position, K k, V v,
+                      float* out) {
   const uint32_t end = position + 1;
-  const uint32_t begin = shape.window == 0 || end <= shape.window ? 0 : end - shape.window;
-  float max = -InfF();
-  float sum = 0.0f;
+  const uint32_t begin = shape.FirstKey(position);
+  // A sink is a key seen before all others, of probability exp(sink - max) and no value.
+  float max = shape.sinks == nullptr ? -InfF() : shape.sinks[head];
+  float sum = shape.sinks == nullptr ? 0.0f : 1.0f;
   std::vector<float> acc(shape.v_dim, 0.0f);
   for (uint32_t base = begin / kFoldKeys * kFoldKeys; base < end; base += kFoldKeys) {
     const uint32_t first = std::max(base, begin);
@@ -80,6 +89,7 @@ void RefAttentionHead(const AttentionShape& shape, const float* q, uint32_t posi
       float chain = 0.0f;
       for (uint32_t d = 0; d < shape.k_dim; ++d) chain = Fma(q[d], k(t, d), chain);
       s[t - base] = chain * shape.scale;
+      if (shape.soft_cap != 0.0f) s[t - base] = shape.soft_cap * Tanh(s[t - base] / shape.soft_cap);
     }
     const float new_max = MaxOf(FoldMax16(s, kFoldKeys), max);
     const float old = Exp(max - new_max);  // 0 for the first block: exp(-inf)
@@ -107,7 +117,7 @@ void RefAttention(const AttentionShape& shape, const AttentionRow* rows, size_t 
       const auto v = [&](uint32_t t, uint32_t c) {
         return row.v_pages[t / kKvPageTokens][(kv * kKvPageTokens + t % kKvPageTokens) * shape.v_dim + c];
       };
-      RefAttentionHead(shape, row.q + size_t{h} * shape.k_dim, row.position, k, v,
+      RefAttentionHead(shape, h, row.q + size_t{h} * shape.k_dim, row.position, k, v,
                        row.out + size_t{h} * shape.v_dim);
     }
   }
@@ -149,7 +159,8 @@ void RefWeights(const float* x, double max, double temperature, uint32_t n, doub
 
 }  // namespace
 
-const Ops kRefOps = {"ref",      RefGemm,    RefRmsNorm, RefGated,  RefRope,   RefAttention,
-                     RefKvWrite, RefCombine, RefAdd,     RefScores, RefWeights};
+const Ops kRefOps = {"ref",      RefGemm,         RefRmsNorm, RefGated,   RefLayerNorm, RefSwigluClamped,
+                     RefRope,    RefAttention,    RefKvWrite, RefCombine, RefAdd,       RefScores,
+                     RefWeights, RefQuantizeRows, RefGemmI8};
 
 }  // namespace consilium::kernels

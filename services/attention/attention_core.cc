@@ -24,7 +24,8 @@ AttentionCore::Impl::Impl(const AttentionConfig& config, BufferPool* pool)
       pool_(pool),
       limits_{config.flights, config.flight_rows_max, config.prefill_chunk, StepLimits().split_rows_min},
       kv_(config.shape.kv_blocks, config.prefix_cache),
-      flights_(config.flights) {
+      flights_(config.flights),
+      planner_(pool) {
   CHECK(config.flights >= 1 && config.flights <= kFlightsMax);
   CHECK(config.flight_rows_max >= 1 && config.flight_rows_max <= kFlightRowsMax);
   stats_.expert_rows.assign(size_t{config.shape.layers} * config.shape.experts, 0);
@@ -53,12 +54,18 @@ void AttentionCore::Impl::Pump() {
   RetireShards();
 }
 
+SessionEvents& AttentionCore::Impl::Pending(SessionId session) {
+  const auto at = std::lower_bound(pending_.begin(), pending_.end(), session,
+                                   [](const auto& entry, SessionId id) { return entry.first < id; });
+  if (at != pending_.end() && at->first == session) return at->second;
+  return pending_.emplace(at, session, SessionEvents())->second;
+}
+
 void AttentionCore::Impl::FlushEvents() {
   for (auto& [session, events] : pending_) {
-    if (events.empty()) continue;
     events.load = {static_cast<uint32_t>(by_key_.size()) - waiting_, waiting_,
                    kv_.total_blocks() - kv_.available_blocks(), kv_.total_blocks()};
-    out_->push_back(attention_action::Emit{session, std::move(events)});
+    out_->emplace_back(attention_action::Emit{session, std::move(events)});
   }
   pending_.clear();
 }
@@ -71,12 +78,13 @@ MonoTime AttentionCore::Impl::next_deadline() const {
   return t;
 }
 
-void AttentionCore::Impl::LogLine(bool error, const std::string& request_id, std::string text) {
-  out_->push_back(attention_action::Log{error, request_id, std::move(text)});
+void AttentionCore::Impl::LogLine(attention_action::Severity severity, const std::string& request_id,
+                                  std::string text) {
+  out_->emplace_back(attention_action::Log{severity, request_id, std::move(text)});
 }
 
 void AttentionCore::Impl::Observe(attention_action::Metric metric, double value) {
-  out_->push_back(attention_action::Observe{metric, value});
+  out_->emplace_back(attention_action::Observe{metric, value});
 }
 
 void AttentionCore::Impl::On(attention_event::Cancel& e) {
@@ -97,7 +105,7 @@ void AttentionCore::Impl::On(attention_event::SessionClosed& e) {
     ++it;  // ending erases the entry
     FailRequest(request, absl::CancelledError("session closed"), 0, false);
   }
-  pending_.erase(e.session);
+  std::erase_if(pending_, [&](const auto& entry) { return entry.first == e.session; });
 }
 
 void AttentionCore::Impl::On(attention_event::Drain&) { draining_ = true; }

@@ -143,8 +143,9 @@ struct ConnectShard {
 struct DisconnectShard {
   ShardId shard;
 };  // close both; later events of them are ignored
+enum class Severity : uint8_t { kDebug, kInfo, kWarn };
 struct Log {
-  bool error;
+  Severity severity;
   std::string request_id;
   std::string text;
 };

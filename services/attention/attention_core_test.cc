@@ -438,6 +438,40 @@ TEST(AttentionCore, ALostStreamsCallsGoToAnotherReplica) {
   EXPECT_EQ(lab.core.Leaks(), "");
 }
 
+TEST(AttentionCore, AFailedCallIsSentAgainWithTheSameBodyUnlessItsSlotsGoApart) {
+  Lab lab;
+  lab.Place({{0, 1}, {0, 1}});
+  lab.hold = true;
+  lab.Send(Submit(1, 20, 5));
+  lab.Settle();
+  std::vector<const CallBody*> first;
+  for (const auto& c : lab.held) first.push_back(c.body.get());
+  ASSERT_EQ(first.size(), 2u) << "one call to each shard";
+  const auto lost = lab.held[0];
+  lab.ChannelDown(lost.shard.value);
+  lab.Settle();
+  ASSERT_EQ(lab.held.size(), 2u);
+  const auto& again = lab.held[1];
+  EXPECT_EQ(again.body.get(), first[0]);
+  EXPECT_NE(again.shard, lost.shard);
+  EXPECT_EQ(again.options.flags, frame::kRetry);
+  // Nobody is left: the bodies wait. Two shards with half of the experts each come: all is planned anew.
+  lab.ChannelDown(again.shard.value);
+  lab.Settle();
+  ASSERT_TRUE(lab.held.empty());
+  lab.Place({{0}, {1}});
+  lab.Revive(0);
+  lab.Revive(1);
+  lab.Settle();
+  ASSERT_EQ(lab.held.size(), 2u);
+  for (const auto& c : lab.held) {
+    for (const frame::Slot& slot : c.body->slots()) EXPECT_EQ(slot.expert % 2u, c.shard.value);
+  }
+  lab.Release();
+  EXPECT_EQ(lab.Of(1).tokens, Alone(Submit(1, 20, 5)).tokens);
+  EXPECT_EQ(lab.core.Leaks(), "");
+}
+
 TEST(AttentionCore, WithoutAnyReplicaARequestWaitsUntilOneComesBack) {
   Lab lab;
   lab.Settle();

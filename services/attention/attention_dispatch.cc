@@ -43,7 +43,7 @@ ShardId AttentionCore::Impl::Alternative(const Flight& f, ExpertId expert, MonoT
   return kNoShard;
 }
 
-void AttentionCore::Impl::ChooseShards(Flight* f, std::vector<ShardId>* shard_of) {
+void AttentionCore::Impl::ChooseShards(Flight* f) {
   loads_.clear();
   for (const auto& [id, shard] : shards_) {
     const Channel& channel = shard.lanes[Ix(f->lane())];
@@ -55,36 +55,20 @@ void AttentionCore::Impl::ChooseShards(Flight* f, std::vector<ShardId>* shard_of
     load.us_per_row = shard.us_per_row;
     loads_.push_back(load);
   }
-  std::vector<uint16_t> experts;
-  for (uint32_t slot : f->unassigned) experts.push_back(f->experts[slot]);
-  ChooseReplicas(*placement_, f->layer, experts, loads_, &choice_);
-  *shard_of = choice_.shards;
+  wanted_.clear();
+  for (uint32_t slot : f->unassigned) wanted_.push_back(f->experts[slot]);
+  ChooseReplicas(*placement_, f->layer, wanted_, loads_, &choice_);
   if (avoid_.empty()) return;
   std::erase_if(avoid_, [this](const auto& entry) { return entry.second <= now_; });
-  for (size_t i = 0; i < experts.size(); ++i) {
-    const ExpertId expert(experts[i]);
-    if ((*shard_of)[i] == kNoShard || !avoid_.contains({(*shard_of)[i], {f->layer, expert}})) continue;
-    (*shard_of)[i] = Alternative(*f, expert, &f->retry_at);
+  for (size_t i = 0; i < wanted_.size(); ++i) {
+    const ExpertId expert(wanted_[i]);
+    ShardId& shard = choice_.shards[i];
+    if (shard == kNoShard || !avoid_.contains({shard, {f->layer, expert}})) continue;
+    shard = Alternative(*f, expert, &f->retry_at);
   }
 }
 
-void AttentionCore::Impl::Assign(uint32_t id) {
-  Flight& f = flights_[id];
-  f.retry_at = kNever;
-  if (!f.active || f.doomed || f.unassigned.empty() || placement_ == nullptr) return;
-  std::vector<ShardId> shard_of;
-  ChooseShards(&f, &shard_of);
-  std::vector<uint32_t> slots, missing;
-  std::vector<ShardId> shards;
-  for (size_t i = 0; i < f.unassigned.size(); ++i) {
-    if (shard_of[i] == kNoShard) {
-      missing.push_back(f.unassigned[i]);
-    } else {
-      slots.push_back(f.unassigned[i]);
-      shards.push_back(shard_of[i]);
-    }
-  }
-  f.unassigned = std::move(missing);
+DispatchSource AttentionCore::Impl::SourceOf(const Flight& f) const {
   DispatchSource source;
   source.model = config_.model;
   source.class_ix = config_.class_ix;
@@ -99,17 +83,76 @@ void AttentionCore::Impl::Assign(uint32_t id) {
   source.request_tag = f.request_tag;
   source.priority = f.priority;
   source.rows = f.wire_rows.data();
-  std::vector<PlannedCall> calls;
-  PlanCalls(source, slots, shards, pool_, &calls);
-  for (PlannedCall& call : calls) QueueCall(id, std::move(call));
+  return source;
+}
+
+void AttentionCore::Impl::Assign(uint32_t id) {
+  Flight& f = flights_[id];
+  f.retry_at = kNever;
+  if (!f.active || f.doomed || f.unassigned.empty() || placement_ == nullptr) return;
+  ChooseShards(&f);
+  if (!f.failed.empty()) ResendWhole(id);
+  ready_slots_.clear();
+  ready_shards_.clear();
+  missing_.clear();
+  for (size_t i = 0; i < f.unassigned.size(); ++i) {
+    if (choice_.shards[i] == kNoShard) {
+      missing_.push_back(f.unassigned[i]);
+    } else {
+      ready_slots_.push_back(f.unassigned[i]);
+      ready_shards_.push_back(choice_.shards[i]);
+    }
+  }
+  f.unassigned.swap(missing_);
+  planned_.clear();
+  planner_.Plan(SourceOf(f), ready_slots_, ready_shards_, &planned_);
+  for (PlannedCall& call : planned_) QueueCall(id, std::move(call));
+}
+
+// The body of a call is immutable and shared by its retries: a failed call whose slots all go to one shard
+// again is sent as it was. What waits whole for a replica is kept; what is split up is planned anew.
+void AttentionCore::Impl::ResendWhole(uint32_t id) {
+  Flight& f = flights_[id];
+  const auto index_of = [&f](uint32_t slot) {
+    return static_cast<size_t>(std::lower_bound(f.unassigned.begin(), f.unassigned.end(), slot) -
+                               f.unassigned.begin());
+  };
+  std::vector<PlannedCall> waiting;
+  std::vector<bool> sent(f.unassigned.size(), false);
+  for (PlannedCall& call : f.failed) {
+    const size_t first = index_of(call.slots().front());
+    bool whole = true;
+    for (uint32_t slot : call.slots()) {
+      const size_t i = index_of(slot);
+      whole = whole && i < f.unassigned.size() && f.unassigned[i] == slot &&
+              choice_.shards[i] == choice_.shards[first];
+    }
+    if (!whole) continue;
+    call.shard = choice_.shards[first];
+    if (call.shard == kNoShard) {
+      waiting.push_back(std::move(call));
+      continue;
+    }
+    for (uint32_t slot : call.slots()) sent[index_of(slot)] = true;
+    QueueCall(id, std::move(call));
+  }
+  f.failed = std::move(waiting);
+  size_t kept = 0;
+  for (size_t i = 0; i < sent.size(); ++i) {
+    if (sent[i]) continue;
+    f.unassigned[kept] = f.unassigned[i];
+    choice_.shards[kept++] = choice_.shards[i];
+  }
+  f.unassigned.resize(kept);
+  choice_.shards.resize(kept);
 }
 
 void AttentionCore::Impl::QueueCall(uint32_t flight, PlannedCall plan) {
-  const uint64_t id = next_call_++;
   Flight& f = flights_[flight];
   Shard* shard = FindShard(plan.shard);
   Channel& channel = shard->lanes[Ix(f.lane())];
   Call call;
+  call.id = next_call_++;
   call.plan = std::move(plan);
   call.flight = flight;
   call.lane = f.lane();
@@ -118,9 +161,9 @@ void AttentionCore::Impl::QueueCall(uint32_t flight, PlannedCall plan) {
     ++stats_.resends;
   }
   channel.rows_in_flight += call.plan.body->n_rows();
-  f.calls.insert(id);
-  calls_.emplace(id, std::move(call));
-  channel.queue.push_back(id);
+  f.calls.push_back(call.id);
+  channel.queue.push_back(call.id);
+  calls_.push_back(std::move(call));
   PumpChannel(shard, f.lane());
 }
 
@@ -133,25 +176,26 @@ uint32_t AttentionCore::Impl::CallBudgetUs(const Flight& f) const {
 // Sends what the credit allows, in order.
 void AttentionCore::Impl::PumpChannel(Shard* shard, Lane lane) {
   Channel& channel = shard->lanes[Ix(lane)];
-  while (channel.up && !channel.queue.empty()) {
-    const uint64_t id = channel.queue.front();
-    Call& call = calls_.at(id);
-    const CallBody& body = *call.plan.body;
+  if (!channel.up) return;
+  size_t sent = 0;
+  for (; sent < channel.queue.size(); ++sent) {
+    Call* call = FindCall(channel.queue[sent]);
+    const CallBody& body = *call->plan.body;
     if (channel.sent.rows + body.n_rows() > channel.credit.rows ||
         channel.sent.bytes + body.frame_bytes() > channel.credit.bytes) {
-      return;
+      break;
     }
-    channel.queue.pop_front();
-    SendCall(shard, lane, id, &call);
+    SendCall(shard, lane, call);
   }
+  channel.queue.erase(channel.queue.begin(), channel.queue.begin() + static_cast<ptrdiff_t>(sent));
 }
 
-void AttentionCore::Impl::SendCall(Shard* shard, Lane lane, uint64_t id, Call* call) {
+void AttentionCore::Impl::SendCall(Shard* shard, Lane lane, Call* call) {
   Channel& channel = shard->lanes[Ix(lane)];
   const CallBody& body = *call->plan.body;
   channel.sent.rows += body.n_rows();
   channel.sent.bytes += body.frame_bytes();
-  channel.outstanding.insert(id);
+  channel.outstanding.push_back(call->id);
   call->sent = true;
   call->sent_at = now_;
   ++shard->stats->calls;
@@ -163,43 +207,48 @@ void AttentionCore::Impl::SendCall(Shard* shard, Lane lane, uint64_t id, Call* c
   options.epoch = placement_->epoch();
   options.budget_us = CallBudgetUs(flights_[call->flight]);
   options.flags = call->flags;
-  out_->push_back(attention_action::SendCall{shard->info.id, lane, CallId(id), call->plan.body, options});
+  out_->emplace_back(
+      attention_action::SendCall{shard->info.id, lane, CallId(call->id), call->plan.body, options});
 }
 
 // ---- the end of calls
 
+attention::Call* AttentionCore::Impl::FindCall(uint64_t id) {
+  const auto at = std::lower_bound(calls_.begin(), calls_.end(), id,
+                                   [](const Call& call, uint64_t wanted) { return call.id < wanted; });
+  return at != calls_.end() && at->id == id ? &*at : nullptr;
+}
+
 std::optional<attention::Call> AttentionCore::Impl::TakeCall(ShardId shard_id, Lane lane, uint64_t id) {
-  auto it = calls_.find(id);
-  if (it == calls_.end() || it->second.plan.shard != shard_id || it->second.lane != lane) return std::nullopt;
-  Call call = std::move(it->second);
-  calls_.erase(it);
-  flights_[call.flight].calls.erase(id);
+  Call* found = FindCall(id);
+  if (found == nullptr || found->plan.shard != shard_id || found->lane != lane) return std::nullopt;
+  Call call = std::move(*found);
+  calls_.erase(calls_.begin() + (found - calls_.data()));
+  std::erase(flights_[call.flight].calls, id);
   Channel& channel = shards_.at(shard_id).lanes[Ix(lane)];
   channel.rows_in_flight -= call.plan.body->n_rows();
-  if (call.sent)
-    channel.outstanding.erase(id);
-  else
-    std::erase(channel.queue, id);
+  std::erase(call.sent ? channel.outstanding : channel.queue, id);
   return call;
 }
 
-void AttentionCore::Impl::Unassign(const Call& call) {
+void AttentionCore::Impl::Unassign(Call call) {
   Flight& f = flights_[call.flight];
-  for (uint32_t slot : call.plan.slots) {
+  for (uint32_t slot : call.plan.slots()) {
     if (!f.slots.filled(slot)) f.unassigned.push_back(slot);
   }
   std::sort(f.unassigned.begin(), f.unassigned.end());
   ++f.attempts;
+  f.failed.push_back(std::move(call.plan));
 }
 
 void AttentionCore::Impl::CancelCalls(Flight* f) {
-  const std::set<uint64_t> ids = f->calls;
-  for (uint64_t id : ids) {
-    const Call& open = calls_.at(id);
-    const ShardId shard = open.plan.shard;
-    const Lane lane = open.lane;
+  while (!f->calls.empty()) {
+    const uint64_t id = f->calls.front();
+    const Call* open = FindCall(id);
+    const ShardId shard = open->plan.shard;
+    const Lane lane = open->lane;
     const std::optional<Call> call = TakeCall(shard, lane, id);
-    if (call->sent) out_->push_back(attention_action::CancelCall{shard, lane, CallId(id)});
+    if (call->sent) out_->emplace_back(attention_action::CancelCall{shard, lane, CallId(id)});
   }
 }
 
@@ -218,37 +267,38 @@ void AttentionCore::Impl::LearnTiming(Shard* shard, const Call& call, const fram
 
 void AttentionCore::Impl::On(attention_event::ChannelResult& e) {
   Shard* shard = FindShard(e.shard);
-  auto it = calls_.find(e.result.call.value);
-  if (shard == nullptr || it == calls_.end() || !it->second.sent || it->second.plan.shard != e.shard ||
-      it->second.lane != e.lane) {
+  const Call* open = FindCall(e.result.call.value);
+  if (shard == nullptr || open == nullptr || !open->sent || open->plan.shard != e.shard ||
+      open->lane != e.lane) {
     ++stats_.unknown_results;
     return;
   }
-  const uint32_t flight = it->second.flight;
+  const uint32_t flight = open->flight;
   Flight& f = flights_[flight];
   Applied applied;
   const absl::Status status =
-      ApplyResult(it->second.plan, e.result, config_.shape.row_bytes_out, &f.slots, &applied);
+      ApplyResult(open->plan, e.result, config_.shape.row_bytes_out, &f.slots, &applied);
   stats_.duplicates += applied.duplicates;
-  shard->stats->bytes_in += e.result.payload_bytes;
+  shard->stats->bytes_in += e.result.buffer.size();  // the whole frame
   if (applied.mismatches > 0) {
     stats_.mismatches += applied.mismatches;
-    LogLine(true, "",
+    LogLine(attention_action::Severity::kWarn, "",
             "EXACTNESS VIOLATION: shard " + shard->info.name + " gave other bits for " +
                 std::to_string(applied.mismatches) + " slots of layer " + std::to_string(f.layer.value));
   }
   if (!status.ok() || e.result.last) {
-    const Call call = *TakeCall(e.shard, e.lane, e.result.call.value);
+    Call call = *TakeCall(e.shard, e.lane, e.result.call.value);
     LearnTiming(shard, call, e.result.timing);
     ++shard->stats->results;
-    const bool whole = std::all_of(call.plan.slots.begin(), call.plan.slots.end(),
-                                   [&](uint32_t slot) { return f.slots.filled(slot); });
+    const auto slots = call.plan.slots();
+    const bool whole =
+        std::all_of(slots.begin(), slots.end(), [&](uint32_t slot) { return f.slots.filled(slot); });
     if (!whole) {
-      LogLine(true, "",
+      LogLine(attention_action::Severity::kWarn, "",
               "shard " + shard->info.name + ": " +
                   (status.ok() ? std::string("a result without all its slots") : ToString(status)));
       Avoid(e.shard, call, now_ + config_.resend_backoff_us);
-      Unassign(call);
+      Unassign(std::move(call));
       Assign(flight);
     }
   }
@@ -257,7 +307,7 @@ void AttentionCore::Impl::On(attention_event::ChannelResult& e) {
 
 void AttentionCore::Impl::Avoid(ShardId shard, const Call& call, MonoTime until) {
   const Flight& f = flights_[call.flight];
-  for (uint32_t slot : call.plan.slots) avoid_[{shard, {f.layer, ExpertId(f.experts[slot])}}] = until;
+  for (uint32_t slot : call.plan.slots()) avoid_[{shard, {f.layer, ExpertId(f.experts[slot])}}] = until;
 }
 
 void AttentionCore::Impl::On(attention_event::ChannelReject& e) {
@@ -269,7 +319,8 @@ void AttentionCore::Impl::On(attention_event::ChannelReject& e) {
     return;
   }
   ++shard->stats->rejects;
-  Flight& f = flights_[call->flight];
+  const uint32_t flight = call->flight;
+  Flight& f = flights_[flight];
   const frame::RejectCode code = e.reject.code;
   const std::string text = "shard " + shard->info.name +
                            " rejected a call: " + std::string(frame::RejectName(code)) +
@@ -277,13 +328,12 @@ void AttentionCore::Impl::On(attention_event::ChannelReject& e) {
   if (IsOwnBug(code)) {
     // Resending the same would not help: the requests of this call fail, the others of the flight start over.
     std::set<uint32_t> rows;
-    for (uint32_t slot : call->plan.slots) rows.insert(slot / config_.shape.top_k);
-    const uint32_t flight = call->flight;
-    Unassign(*call);
+    for (uint32_t slot : call->plan.slots()) rows.insert(slot / config_.shape.top_k);
     std::set<Request*> guilty;
     for (uint32_t row : rows) {
       guilty.insert(f.entries[f.batch.rows[row].sequence].sequence->request);
     }
+    Unassign(*std::move(call));
     Abandon(flight);
     for (const auto& [serial, r] : requests_) {  // in order of arrival
       if (guilty.contains(r.get()) && !r->ended) FailRequest(r.get(), Internal(text), 0, true);
@@ -297,11 +347,11 @@ void AttentionCore::Impl::On(attention_event::ChannelReject& e) {
   MonoTime until = now_ + static_cast<MonoTime>(std::min<uint64_t>(wait_us, config_.resend_backoff_max_us));
   if (IsMismatch(code)) {
     until = now_ + kMismatchAvoidUs;
-    LogLine(true, "", text);
+    LogLine(attention_action::Severity::kWarn, "", text);
   }
   if (code != frame::RejectCode::kCorrupt || f.attempts > 0) Avoid(e.shard, *call, until);
-  Unassign(*call);
-  Assign(call->flight);
+  Unassign(*std::move(call));
+  Assign(flight);
 }
 
 // ---- channels and placement
@@ -334,14 +384,16 @@ void AttentionCore::Impl::On(attention_event::ChannelHeartbeat& e) {
 
 void AttentionCore::Impl::On(attention_event::ChannelDrain& e) {
   // Its calls will be rejected with DRAINING when it no longer takes them; the placement follows.
-  if (Shard* shard = FindShard(e.shard)) LogLine(false, "", "shard " + shard->info.name + " drains");
+  if (Shard* shard = FindShard(e.shard))
+    LogLine(attention_action::Severity::kInfo, "", "shard " + shard->info.name + " drains");
 }
 
 void AttentionCore::Impl::On(attention_event::ChannelDown& e) {
   Shard* shard = FindShard(e.shard);
   if (shard == nullptr) return;
   if (shard->lanes[Ix(e.lane)].up) {
-    LogLine(false, "", "shard " + shard->info.name + ": stream broke: " + ToString(e.status));
+    LogLine(attention_action::Severity::kInfo, "",
+            "shard " + shard->info.name + ": stream broke: " + ToString(e.status));
   }
   LoseChannel(shard, e.lane);
   assign_wanted_ = true;
@@ -366,13 +418,13 @@ void AttentionCore::Impl::On(attention_event::PlacementUpdate& e) {
     Shard* shard = FindShard(info.id);
     if (shard != nullptr && shard->info.address != info.address) {
       for (size_t l = 0; l < kLanes; ++l) LoseChannel(shard, static_cast<Lane>(l));
-      out_->push_back(attention_action::DisconnectShard{info.id});
+      out_->emplace_back(attention_action::DisconnectShard{info.id});
       shards_.erase(info.id);
       shard = nullptr;
     }
     if (shard == nullptr) {
       shard = &shards_[info.id];
-      out_->push_back(attention_action::ConnectShard{info});
+      out_->emplace_back(attention_action::ConnectShard{info});
     }
     shard->info = info;
     shard->retired = false;
@@ -394,7 +446,7 @@ void AttentionCore::Impl::RetireShards() {
       ++it;
       continue;
     }
-    out_->push_back(attention_action::DisconnectShard{it->first});
+    out_->emplace_back(attention_action::DisconnectShard{it->first});
     it = shards_.erase(it);
   }
 }

@@ -92,7 +92,7 @@ void AttentionCore::Impl::BeginFlight(const PlannedFlight& planned) {
   }
   // Page lists are final only now: spans into them stay valid until the flight is back.
   for (const attention::FlightEntry& e : f.entries)
-    f.batch.sequences.push_back({kv_.blocks(*e.sequence->kv)});
+    f.batch.sequences.push_back({kv_.blocks(*e.sequence->kv), e.sequence->request->long_context});
   ++stats_.flights;
   stats_.rows += f.batch.rows.size();
   Observe(attention_action::Metric::kFlightRows, static_cast<double>(f.batch.rows.size()));
@@ -143,7 +143,7 @@ void AttentionCore::Impl::RunStage(uint32_t id, StageKind kind) {
   job.kind = kind;
   job.batch = &f.batch;
   if (kind == StageKind::kCombine) job.slot_outputs = f.slots.slots();
-  out_->push_back(attention_action::RunStage{job});
+  out_->emplace_back(attention_action::RunStage{job});
 }
 
 void AttentionCore::Impl::On(attention_event::StageDone& e) {
@@ -186,6 +186,7 @@ void AttentionCore::Impl::StartRouting(uint32_t id, const StageOut& out) {
   f.wire_rows = out.wire_rows;
   f.slots.Reset(slots, config_.shape.row_bytes_out);
   f.unassigned.clear();
+  f.failed.clear();
   f.attempts = 0;
   for (uint32_t s = 0; s < slots; ++s) {
     CHECK(f.experts[s] < config_.shape.experts);
@@ -209,8 +210,10 @@ void AttentionCore::Impl::MaybeCombine(uint32_t id) {
 void AttentionCore::Impl::FinishFlight(uint32_t id, StageOut* out) {
   Flight& f = flights_[id];
   CHECK(out->samples.size() == f.samples.size());
-  const std::vector<attention::FlightEntry> entries = std::move(f.entries);
-  const std::vector<attention::SampleEntry> samples = std::move(f.samples);
+  entries_back_.swap(f.entries);
+  samples_back_.swap(f.samples);
+  const auto& entries = entries_back_;
+  const auto& samples = samples_back_;
   CloseFlight(id);
   for (const attention::FlightEntry& e : entries) {
     Sequence* s = e.sequence;
@@ -230,9 +233,8 @@ void AttentionCore::Impl::FinishFlight(uint32_t id, StageOut* out) {
     if (s->done) continue;
     SampleResult& result = out->samples[i];
     if (samples[i].score_only) {
-      pending_[s->request->session].tokens.push_back({s->request->submit.request, s->choice,
-                                                      samples[i].position, result.token, result.logprob,
-                                                      result.top});
+      Emit(s->request->session, {s->request->submit.request, s->choice, samples[i].position, result.token,
+                                 result.logprob, std::move(result.top)});
       s->request->scored = samples[i].position;
     } else {
       AddToken(s, std::move(result));
@@ -263,6 +265,7 @@ void AttentionCore::Impl::CloseFlight(uint32_t id) {
   f.wire_rows = BufferRef();
   f.slots.Clear();
   f.unassigned.clear();
+  f.failed.clear();
   f.attempts = 0;
   f.retry_at = kNever;
   plan_wanted_ = true;
@@ -275,7 +278,7 @@ void AttentionCore::Impl::Abandon(uint32_t id) {
   f.unassigned.clear();
   if (f.stage_running || f.shared_running) return;  // when it is done
   const std::vector<attention::FlightEntry> entries = std::move(f.entries);
-  out_->push_back(attention_action::AbandonFlight{FlightId(id)});
+  out_->emplace_back(attention_action::AbandonFlight{FlightId(id)});
   CloseFlight(id);
   for (const attention::FlightEntry& e : entries) {
     Sequence* s = e.sequence;

@@ -2,13 +2,11 @@
 // attention_requests.cc (life of requests and choices), attention_flights.cc (plans and stages),
 // attention_dispatch.cc (shards and calls).
 #pragma once
-#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
 #include <set>
 #include <string>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -40,7 +38,8 @@ struct Request {
   uint64_t serial = 0;  // rises with arrival
   SessionId session = 0;
   SessionSubmit submit;
-  std::string root;  // of its KV hashes
+  std::string root;           // of its KV hashes
+  bool long_context = false;  // FlightSequence::long_context
   MonoTime arrived = 0, deadline = kNever;
   std::vector<Sequence> choices;  // never resized
   uint32_t open = 0;              // choices not done
@@ -79,13 +78,15 @@ struct Flight {
   BufferRef wire_rows;
   SlotTable slots;
   std::vector<uint32_t> unassigned;  // slots without a call, ascending
-  std::set<uint64_t> calls;
-  uint32_t attempts = 0;       // failed calls of this layer
-  MonoTime retry_at = kNever;  // for unassigned slots
+  std::vector<PlannedCall> failed;   // calls that may be sent again as they were: their slots are unassigned
+  std::vector<uint64_t> calls;       // ascending
+  uint32_t attempts = 0;             // failed calls of this layer
+  MonoTime retry_at = kNever;        // for unassigned slots
   Lane lane() const { return decode_only ? Lane::kDecode : Lane::kBulk; }
 };
 
 struct Call {
+  uint64_t id = 0;
   PlannedCall plan;
   uint32_t flight = 0;
   Lane lane = Lane::kDecode;
@@ -96,9 +97,9 @@ struct Call {
 
 struct Channel {
   bool up = false;
-  Credit credit, sent;         // cumulative since the stream's start
-  std::deque<uint64_t> queue;  // calls without credit; bounded by the flights' slots
-  std::set<uint64_t> outstanding;
+  Credit credit, sent;                // cumulative since the stream's start
+  std::vector<uint64_t> queue;        // calls without credit, ascending; bounded by the flights' slots
+  std::vector<uint64_t> outstanding;  // ascending
   uint64_t rows_in_flight = 0;
 };
 
@@ -147,7 +148,8 @@ class AttentionCore::Impl {
   void On(attention_event::Timer&) {}
   void Pump();
   void FlushEvents();
-  void LogLine(bool error, const std::string& request_id, std::string text);
+  SessionEvents& Pending(SessionId session);
+  void LogLine(attention_action::Severity severity, const std::string& request_id, std::string text);
   void Observe(attention_action::Metric metric, double value);
 
   // attention_requests.cc
@@ -159,6 +161,7 @@ class AttentionCore::Impl {
   void Schedule(Sequence* sequence);
   void Unschedule(Sequence* sequence);
   void ForkChoices(Request* request);
+  void Emit(SessionId session, SessionToken token);
   void AddToken(Sequence* sequence, SampleResult result);
   void FinishChoice(Sequence* sequence, FinishReason reason);
   // Ends a request at once; `emit` false for a closed session.
@@ -191,15 +194,20 @@ class AttentionCore::Impl {
 
   // attention_dispatch.cc
   void Assign(uint32_t flight);
-  void ChooseShards(Flight* flight, std::vector<ShardId>* shard_of);
+  // choice_.shards[i]: where the flight's unassigned[i] goes.
+  void ChooseShards(Flight* flight);
+  void ResendWhole(uint32_t flight);
+  DispatchSource SourceOf(const Flight& flight) const;
   ShardId Alternative(const Flight& flight, ExpertId expert, MonoTime* retry_at) const;
   void QueueCall(uint32_t flight, PlannedCall plan);
   void PumpChannel(Shard* shard, Lane lane);
-  void SendCall(Shard* shard, Lane lane, uint64_t id, Call* call);
+  void SendCall(Shard* shard, Lane lane, Call* call);
+  Call* FindCall(uint64_t id);
   Shard* FindShard(ShardId id);
-  // Forgets a call; its unfilled slots become unassigned. nullopt: unknown call.
+  // Forgets a call. nullopt: unknown call.
   std::optional<Call> TakeCall(ShardId shard, Lane lane, uint64_t id);
-  void Unassign(const Call& call);
+  // The call failed: its unfilled slots become unassigned.
+  void Unassign(Call call);
   void CancelCalls(Flight* flight);
   void LoseChannel(Shard* shard, Lane lane);
   void LearnTiming(Shard* shard, const Call& call, const frame::Timing& timing);
@@ -221,9 +229,10 @@ class AttentionCore::Impl {
   std::map<std::pair<SessionId, uint64_t>, Request*> by_key_;    // not ended
   std::map<std::pair<uint64_t, uint32_t>, Sequence*> schedule_;  // (serial, choice): oldest first
   std::set<std::pair<MonoTime, uint64_t>> deadlines_;
-  std::vector<uint64_t> ended_;  // serials; freed when back from flight
-  uint32_t waiting_ = 0;         // not accepted
-  std::map<SessionId, SessionEvents> pending_;
+  std::vector<uint64_t> ended_;                               // serials; freed when back from flight
+  uint32_t waiting_ = 0;                                      // not accepted
+  std::vector<std::pair<SessionId, SessionEvents>> pending_;  // of this event, ascending by session
+  size_t tokens_per_emit_ = 0;                                // the most so far
 
   SchedulerView view_;
   std::vector<Sequence*> view_sequences_;
@@ -233,13 +242,21 @@ class AttentionCore::Impl {
   std::shared_ptr<const PlacementView> placement_;
   std::map<ShardId, Shard> shards_;
   std::map<std::string, ShardStats>
-      shard_stats_;                           // by name; kept when a shard goes, so that no count is lost
-  std::unordered_map<uint64_t, Call> calls_;  // looked up only
+      shard_stats_;          // by name; kept when a shard goes, so that no count is lost
+  std::vector<Call> calls_;  // ascending by id
   uint64_t next_call_ = 1;
   // Replicas that refused an expert lately: not asked again before the time.
   std::map<std::pair<ShardId, std::pair<LayerId, ExpertId>>, MonoTime> avoid_;
+  // Working memory of one event, kept so that a step allocates nothing.
+  std::vector<attention::FlightEntry> entries_back_;
+  std::vector<attention::SampleEntry> samples_back_;
   std::vector<ShardLoad> loads_;
+  std::vector<uint16_t> wanted_;
   ReplicaChoice choice_;
+  std::vector<uint32_t> ready_slots_, missing_;
+  std::vector<ShardId> ready_shards_;
+  CallPlanner planner_;
+  std::vector<PlannedCall> planned_;
   double link_us_ = 0, service_us_ = 0;  // of calls, EWMA
 
   AttentionStats stats_;

@@ -74,7 +74,7 @@ absl::Status AttentionCore::Impl::Validate(const SessionSubmit& s) const {
 void AttentionCore::Impl::Refuse(SessionId session, uint64_t request, const absl::Status& why,
                                  uint32_t retry_after_ms) {
   ++stats_.requests_refused;
-  pending_[session].errors.push_back({request, why.code(), Message(why), retry_after_ms});
+  Pending(session).errors.push_back({request, why.code(), Message(why), retry_after_ms});
 }
 
 void AttentionCore::Impl::On(attention_event::Submit& e) {
@@ -103,6 +103,12 @@ void AttentionCore::Impl::StartRequest(SessionId session, SessionSubmit submit) 
   r->submit = std::move(submit);
   r->root =
       config_.manifest + config_.class_name + "/" + Str(config_.fingerprint) + "/" + r->submit.cache_salt;
+  // Positions it may compute decide, not those it has: its pages must not change their tables on the way.
+  const uint32_t from = config_.shape.long_context_from;
+  r->long_context = from != 0 && std::min<uint64_t>(
+                                     config_.shape.context,
+                                     r->submit.prompt.size() + std::max(r->submit.max_tokens, 1u) - 1) > from;
+  if (r->long_context) r->root += "/long";
   r->arrived = now_;
   const uint64_t budget_ms = r->submit.budget_ms > 0 ? r->submit.budget_ms : config_.request_timeout_ms;
   r->deadline = now_ + static_cast<MonoTime>(budget_ms) * 1000;
@@ -161,8 +167,8 @@ void AttentionCore::Impl::Accept(Request* request, uint32_t cached_tokens) {
   request->accepted = true;
   --waiting_;
   Observe(attention_action::Metric::kQueueWaitSeconds, static_cast<double>(now_ - request->arrived) * 1e-6);
-  pending_[request->session].accepted.push_back(
-      {request->submit.request, std::min(cached_tokens, request->prompt_size())});
+  Pending(request->session)
+      .accepted.push_back({request->submit.request, std::min(cached_tokens, request->prompt_size())});
 }
 
 // The prompt is computed: the other choices share its full pages. The page that the last prompt token lies in
@@ -194,6 +200,14 @@ FinishReason AttentionCore::Impl::FinishedBy(const Sequence& s) const {
   return FinishReason::kNone;
 }
 
+// The list of tokens leaves with its session's events: it is made once, as long as the longest before.
+void AttentionCore::Impl::Emit(SessionId session, SessionToken token) {
+  auto& tokens = Pending(session).tokens;
+  if (tokens.empty()) tokens.reserve(tokens_per_emit_);
+  tokens.push_back(std::move(token));
+  tokens_per_emit_ = std::max(tokens_per_emit_, tokens.size());
+}
+
 void AttentionCore::Impl::AddToken(Sequence* s, SampleResult result) {
   SessionToken token;
   token.request = s->request->submit.request;
@@ -204,7 +218,7 @@ void AttentionCore::Impl::AddToken(Sequence* s, SampleResult result) {
   token.top = std::move(result.top);
   s->tokens.push_back(result.token);
   ++stats_.generated_tokens;
-  pending_[s->request->session].tokens.push_back(std::move(token));
+  Emit(s->request->session, std::move(token));
   const FinishReason reason = FinishedBy(*s);
   if (reason != FinishReason::kNone) FinishChoice(s, reason);
 }
@@ -230,11 +244,12 @@ void AttentionCore::Impl::FinishChoice(Sequence* s, FinishReason reason) {
   Request* r = s->request;
   const int flight = s->flight;
   StopChoice(s);
-  pending_[r->session].finishes.push_back({r->submit.request, s->choice, reason});
+  Pending(r->session).finishes.push_back({r->submit.request, s->choice, reason});
   if (r->open == 0) {
     const bool cancelled = reason == FinishReason::kCancelled;
     ++(cancelled ? stats_.requests_cancelled : stats_.requests_finished);
-    LogLine(false, r->submit.request_id, cancelled ? "request cancelled" : "request finished");
+    LogLine(attention_action::Severity::kDebug, r->submit.request_id,
+            cancelled ? "request cancelled" : "request finished");
     EndRequest(r);
   } else if (!r->prompt_done && s->choice == r->leader) {
     PromoteLeader(r);
@@ -252,8 +267,8 @@ void AttentionCore::Impl::FailRequest(Request* r, const absl::Status& why, uint3
   }
   if (emit) {
     ++stats_.requests_failed;
-    pending_[r->session].errors.push_back({r->submit.request, why.code(), Message(why), retry_after_ms});
-    LogLine(true, r->submit.request_id, "request failed: " + ToString(why));
+    Pending(r->session).errors.push_back({r->submit.request, why.code(), Message(why), retry_after_ms});
+    LogLine(attention_action::Severity::kWarn, r->submit.request_id, "request failed: " + ToString(why));
   } else {
     ++stats_.requests_cancelled;
   }

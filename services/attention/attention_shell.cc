@@ -2,7 +2,6 @@
 
 #include <atomic>
 #include <condition_variable>
-#include <deque>
 #include <future>
 #include <map>
 #include <mutex>
@@ -47,17 +46,16 @@ class ComputeThread {
     while (true) {
       wake_.wait(lock, [this] { return stop_ || !queue_.empty(); });
       if (queue_.empty()) return;
-      std::function<void()> work = std::move(queue_.front());
-      queue_.pop_front();
+      std::swap(queue_, batch_);
       lock.unlock();
-      work();
-      work = nullptr;
+      for (std::function<void()>& work : batch_) work();
+      batch_.clear();
       lock.lock();
     }
   }
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::deque<std::function<void()>> queue_;
+  std::vector<std::function<void()>> queue_, batch_;  // swapped; capacity is kept
   bool stop_ = false;
   std::thread thread_;
 };
@@ -189,10 +187,9 @@ struct AttentionShell::Impl : Strand<ShellEvent>::Handler {
     timer_wake.notify_one();
   }
   void Do(attention_action::Log& a) {
-    if (a.error)
-      log::Warn(a.text, {{"request_id", a.request_id}});
-    else
-      log::Info(a.text, {{"request_id", a.request_id}});
+    static constexpr log::Level kLevels[] = {log::Level::kDebug, log::Level::kInfo, log::Level::kWarn};
+    const log::Level level = kLevels[static_cast<size_t>(a.severity)];
+    if (log::Enabled(level)) log::Write(level, a.text, {{"request_id", a.request_id}});
   }
   void Do(attention_action::Observe& a) {
     if (metrics != nullptr) metrics->Observe(a);

@@ -26,6 +26,7 @@ BackendShape ShapeOf(const ModelSpec& spec, uint32_t kv_blocks) {
   s.hidden = spec.hidden;
   s.row_bytes_in = s.row_bytes_out = spec.hidden * static_cast<uint32_t>(sizeof(float));
   s.dtype_in = s.dtype_out = kWireF32;
+  s.long_context_from = spec.rope.original;
   s.shared_experts = std::any_of(spec.layers.begin(), spec.layers.end(),
                                  [](const LayerSpec& l) { return l.shared_inter > 0; });
   s.kv_blocks = kv_blocks;
@@ -138,9 +139,33 @@ absl::Status CpuLayerBackend::Start(Flight* flight) {
   for (const KvBlockId block : batch.fresh_blocks) attention_.ZeroBlock(block);
   float* x = Grown(&flight->x, batch.rows.size() * spec_.hidden);
   for (size_t r = 0; r < batch.rows.size(); ++r) weights_.Embed(batch.rows[r].token, x + r * spec_.hidden);
+  Scale(Rows{x, spec_.hidden, batch.rows.size()}, spec_.embed_scale);
   flight->layer = 0;
   Advance(flight);
   return absl::OkStatus();
+}
+
+// x = x * factor, rounded once; nothing for 1.
+void CpuLayerBackend::Scale(Rows x, float factor) {
+  if (factor == 1.0f) return;
+  ForEachRow(pool_, x.count, x.stride, [&](size_t r, uint32_t) {
+    for (size_t i = 0; i < x.stride; ++i) x.row(r)[i] = x.row(r)[i] * factor;
+  });
+}
+
+void CpuLayerBackend::Norm(const NormWeights& w, ConstRows x, Rows y) {
+  if (spec_.norm == NormKind::kRms)
+    return kernels::RmsNorm(ops_, pool_, x, w.weight.data(), spec_.hidden, spec_.norm_eps, y);
+  kernels::LayerNorm(ops_, pool_, x, w.weight.data(), w.bias.empty() ? nullptr : w.bias.data(), spec_.hidden,
+                     spec_.norm_eps, y);
+}
+
+// x = x + y, y first normed (sandwich norms) and multiplied where the model does that.
+void CpuLayerBackend::AddToResidual(const NormWeights& out_norm, Rows y, Rows x) {
+  if (spec_.post_norms) Norm(out_norm, y, y);
+  Scale(y, spec_.residual_scale);
+  ForEachRow(pool_, x.count, 3 * x.stride,
+             [&](size_t r, uint32_t) { ops_.add(x.row(r), y.row(r), spec_.hidden, x.row(r)); });
 }
 
 // From the start of flight->layer on, until routed experts are needed or the head is done.
@@ -149,38 +174,35 @@ void CpuLayerBackend::Advance(Flight* flight) {
   const size_t n = batch.rows.size(), width = spec_.hidden;
   const Rows x{flight->x.data(), width, n};
   const Rows h{Grown(&h_, n * width), width, n}, block_out{Grown(&block_out_, n * width), width, n};
-  const auto add_to_x = [&] {
-    ForEachRow(pool_, n, 3 * width,
-               [&](size_t r, uint32_t) { ops_.add(x.row(r), block_out.row(r), spec_.hidden, x.row(r)); });
-  };
   attention_.Prepare(batch);
   for (; flight->layer < spec_.layers.size(); ++flight->layer) {
     const CpuLayerWeights& w = weights_.layers[flight->layer];
     Observe({LayerObservation::Kind::kHidden, flight->layer, x, {}, &batch, 0});
-    kernels::RmsNorm(ops_, pool_, x, w.input_norm.data(), spec_.hidden, spec_.norm_eps, h);
+    Norm(w.input_norm, x, h);
     attention_.Run(flight->layer, w, batch, h, block_out);
-    add_to_x();
+    AddToResidual(w.attention_out_norm, block_out, x);
     if (spec_.layers[flight->layer].ffn == FfnKind::kMoe) {
       flight->wire = buffers_->Allocate(n * width * sizeof(float));
       const Rows h2{reinterpret_cast<float*>(flight->wire.data()), width, n};
-      kernels::RmsNorm(ops_, pool_, x, w.post_norm.data(), spec_.hidden, spec_.norm_eps, h2);
+      Norm(w.post_norm, x, h2);
       Gate(flight, h2);
       return;
     }
-    kernels::RmsNorm(ops_, pool_, x, w.post_norm.data(), spec_.hidden, spec_.norm_eps, h);
+    Norm(w.post_norm, x, h);
     Ffn(w.ffn, h, block_out);
-    add_to_x();
+    AddToResidual(w.ffn_out_norm, block_out, x);
   }
   Observe({LayerObservation::Kind::kHidden, flight->layer, x, {}, &batch, 0});
   Head(flight);
 }
 
-void CpuLayerBackend::Gate(Flight* flight, ConstRows h2) {
+void CpuLayerBackend::Gate(Flight* flight, Rows h2) {
   const CpuLayerWeights& w = weights_.layers[flight->layer];
   const uint32_t experts = spec_.gate.experts, top_k = spec_.gate.top_k;
   const size_t n = h2.count, scratch = size_t{2} * experts;
   const Rows logits{Grown(&router_logits_, n * experts), experts, n};
-  kernels::Gemm(ops_, pool_, w.gate, h2, logits);
+  kernels::Gemm(ops_, pool_, w.gate, h2, logits,
+                w.gate_weight_bias.empty() ? nullptr : w.gate_weight_bias.data());
   flight->experts.resize(n * top_k);
   flight->weights.resize(n * top_k);
   float* scratches = Grown(&route_scratch_, sample_scratch_.size() * scratch);
@@ -192,18 +214,40 @@ void CpuLayerBackend::Gate(Flight* flight, ConstRows h2) {
   Observe({LayerObservation::Kind::kRouterLogits, flight->layer, logits, {}, flight->job.batch, 0});
   Observe({LayerObservation::Kind::kRouterWeights, flight->layer, ConstRows(flight->weights.data(), top_k, n),
            flight->experts, flight->job.batch, 0});
+  if (spec_.scale_expert_input) ScaleInputs(flight, h2);
   flight->shared_done = false;
   flight->out.layer = LayerId(static_cast<uint16_t>(flight->layer));
   flight->out.experts = flight->experts;
   flight->out.wire_rows = flight->wire;
 }
 
+// The row that experts read is h2 times the gate's weight; the shared expert reads h2 as it was.
+void CpuLayerBackend::ScaleInputs(Flight* flight, Rows h2) {
+  flight->unscaled.assign(h2.data, h2.data + h2.count * h2.stride);
+  for (size_t r = 0; r < h2.count; ++r) {
+    for (size_t i = 0; i < h2.stride; ++i) h2.row(r)[i] = h2.row(r)[i] * flight->weights[r];
+    flight->weights[r] = 1.0f;
+  }
+}
+
 void CpuLayerBackend::Shared(Flight* flight) {
   CHECK_MSG(flight->wire && flight->layer < spec_.layers.size(), "kShared without routing");
   if (spec_.layers[flight->layer].shared_inter == 0) return;
   const size_t n = flight->job.batch->rows.size(), width = spec_.hidden;
-  const ConstRows h2(reinterpret_cast<const float*>(flight->wire.data()), width, n);
-  Ffn(weights_.layers[flight->layer].ffn, h2, Rows{Grown(&flight->shared, n * width), width, n});
+  const CpuLayerWeights& w = weights_.layers[flight->layer];
+  const ConstRows h2(spec_.scale_expert_input ? flight->unscaled.data()
+                                              : reinterpret_cast<const float*>(flight->wire.data()),
+                     width, n);
+  const Rows shared{Grown(&flight->shared, n * width), width, n};
+  Ffn(w.ffn, h2, shared);
+  if (w.shared_gate.out != 0) {
+    const Rows gate{Grown(&router_logits_, n), 1, n};
+    kernels::Gemm(ops_, pool_, w.shared_gate, h2, gate);
+    ops_.scores(true, gate.data, 0.0f, static_cast<uint32_t>(n), gate.data);
+    for (size_t r = 0; r < n; ++r) {
+      for (size_t i = 0; i < width; ++i) shared.row(r)[i] = shared.row(r)[i] * gate.data[r];
+    }
+  }
   flight->shared_done = true;
 }
 
@@ -218,11 +262,16 @@ void CpuLayerBackend::Combine(Flight* flight) {
   slots_.resize(n * top_k);
   for (size_t i = 0; i < slots_.size(); ++i)
     slots_[i] = reinterpret_cast<const float*>(flight->job.slot_outputs[i]);
+  // Sandwich norms and residual multipliers need the sum by itself: it is combined with a row of zeros then.
+  const bool apart = spec_.post_norms || spec_.residual_scale != 1.0f;
+  const Rows x{flight->x.data(), width, n}, sum{apart ? Grown(&block_out_, n * width) : x.data, width, n};
+  if (apart) zeros_.resize(width);
   ForEachRow(pool_, n, (top_k + 3) * width, [&](size_t r, uint32_t) {
-    float* x = flight->x.data() + r * width;
-    ops_.combine(x, has_shared ? flight->shared.data() + r * width : nullptr, &slots_[r * top_k],
-                 &flight->weights[r * top_k], static_cast<uint32_t>(top_k), spec_.hidden, x);
+    ops_.combine(apart ? zeros_.data() : x.row(r), has_shared ? flight->shared.data() + r * width : nullptr,
+                 &slots_[r * top_k], &flight->weights[r * top_k], static_cast<uint32_t>(top_k), spec_.hidden,
+                 sum.row(r));
   });
+  if (apart) AddToResidual(weights_.layers[flight->layer].ffn_out_norm, sum, x);
   flight->wire = BufferRef();
   ++flight->layer;
   Advance(flight);
@@ -242,9 +291,11 @@ void CpuLayerBackend::Head(Flight* flight) {
       CHECK(row < batch.rows.size());
       std::copy_n(flight->x.data() + row * width, width, gathered.row(i));
     }
-    kernels::RmsNorm(ops_, pool_, gathered, weights_.final_norm.data(), spec_.hidden, spec_.norm_eps, h);
+    Norm(weights_.final_norm, gathered, h);
     const Rows logits{Grown(&logits_, count * spec_.vocab), spec_.vocab, count};
-    kernels::Gemm(ops_, pool_, weights_.lm_head(), h, logits);
+    kernels::Gemm(ops_, pool_, weights_.lm_head(), h, logits,
+                  weights_.head_bias.empty() ? nullptr : weights_.head_bias.data());
+    Scale(logits, spec_.logit_scale);
     Observe({LayerObservation::Kind::kLogits, flight->layer, logits, {}, &batch, first});
     SampleRows(flight, first, count, logits);
   }

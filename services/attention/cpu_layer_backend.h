@@ -8,7 +8,11 @@
 //     MoE:      routing = RouteRow(gate · h2); experts read h2 as it is (f32, 4 H bytes a row);
 //               x = x + ((fma over slots ascending of weight · slot) + FFN_shared(h2))
 //   logits = head · RmsNorm(x, final_norm), for the rows that are sampled only
-// Latent attention runs absorbed at every position, prompt or decode, so that both give the same bits.
+// What a ModelSpec may add, each a rounding of its own: x · embed_scale; LayerNorm for RmsNorm; sandwich
+// norms on a and FFN; residual_scale on them; sigmoid(shared_gate · h2) on FFN_shared; gate weight · h2 as
+// the row that experts read (Llama-4; weight 1 in the sum then); logit_scale. With sandwich norms or
+// residual_scale the MoE sum is made against 0 first and added then. Latent attention runs absorbed at every
+// position, prompt or decode, so that both give the same bits.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -76,8 +80,9 @@ class CpuLayerBackend final : public LayerBackend {
  private:
   // A slot for one flight; vectors keep their capacity from flight to flight.
   struct Flight {
-    std::vector<float> x;       // [rows, H] residual stream
-    std::vector<float> shared;  // [rows, H] output of the shared experts of `layer`
+    std::vector<float> x;         // [rows, H] residual stream
+    std::vector<float> unscaled;  // [rows, H] what the shared experts read, where experts read something else
+    std::vector<float> shared;    // [rows, H] output of the shared experts of `layer`
     std::vector<uint16_t> experts;
     std::vector<float> weights;
     BufferRef wire;  // h2 of `layer`
@@ -96,7 +101,11 @@ class CpuLayerBackend final : public LayerBackend {
   void Shared(Flight* flight);
   void Combine(Flight* flight);
   void Advance(Flight* flight);
-  void Gate(Flight* flight, kernels::ConstRows h2);
+  void Gate(Flight* flight, kernels::Rows h2);
+  void ScaleInputs(Flight* flight, kernels::Rows h2);
+  void Scale(kernels::Rows x, float factor);
+  void Norm(const NormWeights& w, kernels::ConstRows x, kernels::Rows y);
+  void AddToResidual(const NormWeights& out_norm, kernels::Rows y, kernels::Rows x);
   void Head(Flight* flight);
   void SampleRows(Flight* flight, size_t first, size_t count, kernels::ConstRows logits);
   void Ffn(const kernels::FfnWeights& w, kernels::ConstRows x, kernels::Rows y);
@@ -114,7 +123,7 @@ class CpuLayerBackend final : public LayerBackend {
   // One stage runs at a time, so these are shared by all flights.
   CpuAttention attention_;
   kernels::GroupedFfn grouped_ffn_;
-  std::vector<float> h_, block_out_, router_logits_, route_scratch_, logits_;
+  std::vector<float> zeros_, h_, block_out_, router_logits_, route_scratch_, logits_;
   std::vector<const float*> slots_;
   std::vector<kernels::FfnRow> ffn_rows_;
   std::vector<SampleScratch> sample_scratch_;  // per thread

@@ -64,26 +64,20 @@ void CpuAttention::ImportBlock(KvBlockId block, const std::byte* bytes) {
 }
 
 void CpuAttention::Prepare(const FlightBatch& batch) {
-  const size_t half = spec_.rope.dims / 2;
-  Position highest = 0;
+  Position highest[2] = {0, 0};
+  bool any[2] = {false, false};
   for (const FlightRow& row : batch.rows) {
     CHECK(row.sequence < batch.sequences.size());
     const auto blocks = batch.sequences[row.sequence].blocks;
     CHECK_MSG(row.position / kKvBlockTokens < blocks.size(),
               "no KV block reserved for position " + std::to_string(row.position));
     CHECK(blocks[row.position / kKvBlockTokens].value < kv_blocks_);
-    highest = std::max(highest, row.position);
+    const int table = &TableOf(batch, row) == &tables_[1] ? 1 : 0;
+    highest[table] = std::max(highest[table], row.position);
+    any[table] = true;
   }
-  // Rotary rows are made once, in runs of 256 positions.
-  if (cos_.size() <= highest * half) {
-    const size_t positions = std::min<size_t>(spec_.context, (highest / 256 + 1) * size_t{256});
-    size_t p = cos_.size() / half;
-    cos_.resize(positions * half);
-    sin_.resize(positions * half);
-    for (; p < positions; ++p) {
-      kernels::RopeRow(spec_.rope.inv_freq, static_cast<uint32_t>(p), spec_.rope.attention_scaling,
-                       &cos_[p * half], &sin_[p * half]);
-    }
+  for (int table : {0, 1}) {
+    if (any[table]) GrowTable(table == 1, highest[table]);
   }
   first_page_.clear();
   size_t pages = 0;
@@ -93,6 +87,23 @@ void CpuAttention::Prepare(const FlightBatch& batch) {
   }
   k_pages_.resize(pages);
   v_pages_.resize(pages);
+}
+
+// Rotary rows are made once, in runs of 256 positions.
+void CpuAttention::GrowTable(bool long_context, Position highest) {
+  const RopeSpec& rope = spec_.rope;
+  RopeTable* table = &tables_[long_context ? 1 : 0];
+  const size_t half = rope.dims / 2;
+  if (table->cos.size() > highest * half) return;
+  const size_t positions = std::min<size_t>(spec_.context, (highest / 256 + 1) * size_t{256});
+  size_t p = table->cos.size() / half;
+  table->cos.resize(positions * half);
+  table->sin.resize(positions * half);
+  for (; p < positions; ++p) {
+    kernels::RopeRow(long_context ? rope.long_inv_freq : rope.inv_freq, static_cast<uint32_t>(p),
+                     long_context ? rope.long_attention_scaling : rope.attention_scaling,
+                     &table->cos[p * half], &table->sin[p * half]);
+  }
 }
 
 void CpuAttention::Run(uint32_t layer, const CpuLayerWeights& w, const FlightBatch& batch, ConstRows h,
@@ -105,7 +116,8 @@ void CpuAttention::Run(uint32_t layer, const CpuLayerWeights& w, const FlightBat
   }
   if (spec_.mla_attention) {
     RunMla(w, batch, h);
-    WriteAndAttend(layer, batch, k_.data(), v_.data(), q_absorbed_.data());
+    TuneQueries(layer, batch, Rows{q_absorbed_.data(), size_t{shape_.q_heads} * shape_.k_dim, h.count});
+    WriteAndAttend(layer, w, batch, k_.data(), v_.data(), q_absorbed_.data());
     // o_h = V_h · (sum over t of p_t c_t).
     const MlaSpec& m = spec_.mla;
     const size_t width = size_t{m.heads} * m.v_dim, attended_width = size_t{m.heads} * m.kv_lora;
@@ -114,14 +126,35 @@ void CpuAttention::Run(uint32_t layer, const CpuLayerWeights& w, const FlightBat
             Rows{expanded, width, h.count}, m.v_dim);
     context_ = expanded;
   } else {
-    RunGqa(w, batch, h);
-    WriteAndAttend(layer, batch, k_.data(), v_.data(), q_.data());
+    RunGqa(layer, w, batch, h);
+    WriteAndAttend(layer, w, batch, k_.data(), v_.data(), q_.data());
     context_ = attended_.data();
   }
   Gemm(ops_, pool_, w.o, ConstRows(context_, w.o.in, h.count), out, OrNull(w.o_bias));
 }
 
-void CpuAttention::RunGqa(const CpuLayerWeights& w, const FlightBatch& batch, ConstRows h) {
+void CpuAttention::QkNorms(const CpuLayerWeights& w, Rows q, Rows k) {
+  const GqaSpec& g = spec_.gqa;
+  const bool whole = g.qk_norm == QkNorm::kProjection;
+  const auto norm = [&](Rows x, const std::vector<float>& weight, uint32_t heads) {
+    const uint32_t n = whole ? heads * g.head_dim : g.head_dim;
+    const Rows split{x.data, n, x.count * (whole ? 1 : heads)};  // rows lie without gaps
+    kernels::RmsNorm(ops_, pool_, split, weight.data(), n, spec_.norm_eps, split);
+  };
+  norm(q, w.q_norm, g.q_heads);
+  norm(k, w.k_norm, g.kv_heads);
+}
+
+void CpuAttention::TuneQueries(uint32_t layer, const FlightBatch& batch, Rows q) {
+  if (!spec_.layers[layer].tunes_queries) return;
+  const QueryTuning& t = spec_.tuning;
+  for (size_t r = 0; r < q.count; ++r) {
+    const float factor = kernels::QueryFactor(t.beta, t.floor, t.offset, batch.rows[r].position);
+    for (size_t i = 0; i < q.stride; ++i) q.row(r)[i] = q.row(r)[i] * factor;
+  }
+}
+
+void CpuAttention::RunGqa(uint32_t layer, const CpuLayerWeights& w, const FlightBatch& batch, ConstRows h) {
   const GqaSpec& g = spec_.gqa;
   const size_t q_width = size_t{g.q_heads} * g.head_dim, kv_width = size_t{g.kv_heads} * g.head_dim;
   const Rows q{Grown(&q_, h.count * q_width), q_width, h.count};
@@ -130,9 +163,23 @@ void CpuAttention::RunGqa(const CpuLayerWeights& w, const FlightBatch& batch, Co
   Gemm(ops_, pool_, w.q, h, q, OrNull(w.q_bias));
   Gemm(ops_, pool_, w.k, h, k, OrNull(w.k_bias));
   Gemm(ops_, pool_, w.v, h, v, OrNull(w.v_bias));
+  if (g.qk_norm == QkNorm::kHead || g.qk_norm == QkNorm::kProjection) QkNorms(w, q, k);
+  if (g.clip != 0) {
+    for (const Rows& x : {q, k, v}) {
+      for (size_t i = 0; i < x.count * x.stride; ++i) x.data[i] = std::clamp(x.data[i], -g.clip, g.clip);
+    }
+  }
+  const bool rotates = spec_.layers[layer].rotates;
+  if (rotates) RotateHeads(batch, q, k);
+  if (g.qk_norm == QkNorm::kHeadRotated || (g.qk_norm == QkNorm::kUnitRotated && rotates)) QkNorms(w, q, k);
+  TuneQueries(layer, batch, q);
+}
+
+void CpuAttention::RotateHeads(const FlightBatch& batch, Rows q, Rows k) {
+  const GqaSpec& g = spec_.gqa;
   const RopeSpec& rope = spec_.rope;
-  ForEachRow(pool_, h.count, q_width + kv_width, [&](size_t r, uint32_t) {
-    const float *cos = Cos(batch.rows[r].position), *sin = Sin(batch.rows[r].position);
+  ForEachRow(pool_, q.count, q.stride + k.stride, [&](size_t r, uint32_t) {
+    const float *cos = Cos(batch, batch.rows[r]), *sin = Sin(batch, batch.rows[r]);
     for (uint32_t i = 0; i < g.q_heads; ++i)
       ops_.rope(q.row(r) + i * g.head_dim, rope.dims, rope.interleaved, cos, sin);
     for (uint32_t i = 0; i < g.kv_heads; ++i)
@@ -164,7 +211,7 @@ void CpuAttention::RunMla(const CpuLayerWeights& w, const FlightBatch& batch, Co
   PerHead(w.absorb_k, q, static_cast<uint32_t>(head_width), absorbed, static_cast<uint32_t>(k_width));
   const RopeSpec& rope = spec_.rope;
   ForEachRow(pool_, n, q_width + k_width, [&](size_t r, uint32_t) {
-    const float *cos = Cos(batch.rows[r].position), *sin = Sin(batch.rows[r].position);
+    const float *cos = Cos(batch, batch.rows[r]), *sin = Sin(batch, batch.rows[r]);
     std::copy_n(v.row(r), m.kv_lora, k.row(r));
     std::copy_n(kv.row(r) + m.kv_lora, m.rope, k.row(r) + m.kv_lora);
     ops_.rope(k.row(r) + m.kv_lora, m.rope, rope.interleaved, cos, sin);
@@ -191,8 +238,8 @@ void CpuAttention::PerHead(const std::vector<PackedMatrix>& w, ConstRows x, uint
   }
 }
 
-void CpuAttention::WriteAndAttend(uint32_t layer, const FlightBatch& batch, const float* k, const float* v,
-                                  const float* q) {
+void CpuAttention::WriteAndAttend(uint32_t layer, const CpuLayerWeights& w, const FlightBatch& batch,
+                                  const float* k, const float* v, const float* q) {
   const size_t n = batch.rows.size();
   const size_t k_width = size_t{shape_.kv_heads} * shape_.k_dim,
                v_width = size_t{shape_.kv_heads} * shape_.v_dim;
@@ -209,7 +256,9 @@ void CpuAttention::WriteAndAttend(uint32_t layer, const FlightBatch& batch, cons
     const size_t page = first_page_[row.sequence];
     rows_[r] = {q + r * q_width, attended + r * out_width, row.position, &k_pages_[page], &v_pages_[page]};
   });
-  kernels::Attention(ops_, pool_, shape_, rows_);
+  kernels::AttentionShape shape = spec_.attention_shape(layer);
+  shape.sinks = OrNull(w.sinks);
+  kernels::Attention(ops_, pool_, shape, rows_);
 }
 
 }  // namespace consilium

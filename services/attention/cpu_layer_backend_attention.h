@@ -32,15 +32,31 @@ class CpuAttention {
   void ImportBlock(KvBlockId block, const std::byte* bytes);
 
  private:
-  void RunGqa(const CpuLayerWeights& w, const FlightBatch& batch, kernels::ConstRows h);
+  void RunGqa(uint32_t layer, const CpuLayerWeights& w, const FlightBatch& batch, kernels::ConstRows h);
+  void RotateHeads(const FlightBatch& batch, kernels::Rows q, kernels::Rows k);
+  void QkNorms(const CpuLayerWeights& w, kernels::Rows q, kernels::Rows k);
+  // Multiplies queries by their position's factor on layers that tune them.
+  void TuneQueries(uint32_t layer, const FlightBatch& batch, kernels::Rows q);
   void RunMla(const CpuLayerWeights& w, const FlightBatch& batch, kernels::ConstRows h);
   // Writes k, v of every row, then attends q -> attended_.
-  void WriteAndAttend(uint32_t layer, const FlightBatch& batch, const float* k, const float* v,
-                      const float* q);
+  void WriteAndAttend(uint32_t layer, const CpuLayerWeights& w, const FlightBatch& batch, const float* k,
+                      const float* v, const float* q);
   void PerHead(const std::vector<kernels::PackedMatrix>& w, kernels::ConstRows x, uint32_t x_step,
                kernels::Rows y, uint32_t y_step);
-  const float* Cos(Position p) const { return cos_.data() + size_t{p} * (spec_.rope.dims / 2); }
-  const float* Sin(Position p) const { return sin_.data() + size_t{p} * (spec_.rope.dims / 2); }
+  // Rotary rows of each position so far, [positions][rope dims / 2]; the second of longrope's long tables.
+  struct RopeTable {
+    std::vector<float> cos, sin;
+  };
+  void GrowTable(bool long_context, Position highest);
+  const RopeTable& TableOf(const FlightBatch& batch, const FlightRow& row) const {
+    return tables_[spec_.rope.original != 0 && batch.sequences[row.sequence].long_context ? 1 : 0];
+  }
+  const float* Cos(const FlightBatch& batch, const FlightRow& row) const {
+    return TableOf(batch, row).cos.data() + size_t{row.position} * (spec_.rope.dims / 2);
+  }
+  const float* Sin(const FlightBatch& batch, const FlightRow& row) const {
+    return TableOf(batch, row).sin.data() + size_t{row.position} * (spec_.rope.dims / 2);
+  }
   float* KPage(uint32_t layer, KvBlockId block) const;
   float* VPage(uint32_t layer, KvBlockId block) const;
 
@@ -50,7 +66,7 @@ class CpuAttention {
   const kernels::AttentionShape shape_;
   const uint32_t kv_blocks_;
   std::vector<kernels::AlignedBytes> k_arena_, v_arena_;  // per layer: [kv_blocks][page floats]
-  std::vector<float> cos_, sin_;                          // [positions so far][rope dims / 2]
+  RopeTable tables_[2];
   // Workspaces, grown to the largest flight seen and kept.
   std::vector<float> q_low_, q_low_normed_, q_, q_absorbed_, kv_, k_, v_, attended_, expanded_;
   std::vector<const float*> k_pages_, v_pages_;

@@ -1,35 +1,18 @@
 #include "services/attention/cpu_layer_backend_weights.h"
 
-#include <algorithm>
-#include <bit>
-#include <cstring>
 #include <string>
 
 #include "common/base/clock.h"
 #include "common/base/status.h"
 #include "common/log/log.h"
+#include "common/model/stored_matrix.h"
 
 namespace consilium {
 namespace {
 
 using kernels::PackedMatrix;
 
-constexpr size_t kReadBytes = size_t{16} << 20;  // source bytes held at a time
 constexpr MonoTime kProgressUs = 2'000'000;
-
-// Element (row, column) of the matrix that was packed, exact in f32.
-float Element(const PackedMatrix& m, uint32_t row, uint32_t column) {
-  const std::byte* panel = m.data.get() + row / kernels::kPanelColumns * m.panel_bytes();
-  const size_t index = size_t{column} * kernels::kPanelColumns + row % kernels::kPanelColumns;
-  if (m.dtype == DType::kF32) {
-    float v;
-    std::memcpy(&v, panel + index * 4, 4);
-    return v;
-  }
-  uint16_t half;
-  std::memcpy(&half, panel + index * 2, 2);
-  return std::bit_cast<float>(uint32_t{half} << 16);
-}
 
 class Loader {
  public:
@@ -39,14 +22,15 @@ class Loader {
         store_(store),
         started_(NowUs()),
         next_report_(started_ + kProgressUs) {
-    for (const TensorInfo& t : manifest.dense) bytes_total_ += t.range.length;
+    for (const TensorInfo& t : manifest.dense) bytes_total_ += t.bytes();
   }
 
   absl::StatusOr<CpuDenseWeights> Run() {
     CpuDenseWeights w;
     RETURN_IF_ERROR(Matrix("embed", &w.embed));
-    RETURN_IF_ERROR(Vector("final_norm", &w.final_norm));
+    RETURN_IF_ERROR(Norm("final_norm", &w.final_norm));
     if (!spec_.tied_embeddings) RETURN_IF_ERROR(Matrix("head", &w.head));
+    if (spec_.head_bias) RETURN_IF_ERROR(Vector("head_bias", &w.head_bias));
     w.layers.resize(spec_.layers.size());
     for (size_t i = 0; i < w.layers.size(); ++i) {
       prefix_ = "layers." + std::to_string(i) + ".";
@@ -62,13 +46,23 @@ class Loader {
 
  private:
   absl::Status Layer(const LayerSpec& layer, CpuLayerWeights* w) {
-    RETURN_IF_ERROR(Vector("input_norm", &w->input_norm));
-    RETURN_IF_ERROR(Vector("post_norm", &w->post_norm));
+    RETURN_IF_ERROR(Norm("input_norm", &w->input_norm));
+    RETURN_IF_ERROR(Norm("post_norm", &w->post_norm));
+    if (spec_.post_norms) {
+      RETURN_IF_ERROR(Norm("attention_out_norm", &w->attention_out_norm));
+      RETURN_IF_ERROR(Norm("ffn_out_norm", &w->ffn_out_norm));
+    }
     RETURN_IF_ERROR(spec_.mla_attention ? Mla(w) : Gqa(w));
     RETURN_IF_ERROR(Matrix("o", &w->o));
     w->ffn.activation = spec_.activation;
+    w->ffn.alpha = spec_.swiglu_alpha;
+    w->ffn.limit = spec_.swiglu_limit;
     if (layer.ffn == FfnKind::kDense) return Ffn("dense", w);
-    if (layer.shared_inter > 0) RETURN_IF_ERROR(Ffn("shared", w));
+    if (layer.shared_inter > 0) {
+      RETURN_IF_ERROR(Ffn("shared", w));
+      if (spec_.shared_gate) RETURN_IF_ERROR(Matrix("shared_gate", &w->shared_gate));
+    }
+    if (spec_.gate_weight_bias) RETURN_IF_ERROR(Vector("gate_weight_bias", &w->gate_weight_bias));
     if (spec_.gate.has_bias) RETURN_IF_ERROR(Vector("gate_bias", &w->gate_bias));
     return Matrix("gate", &w->gate);
   }
@@ -89,6 +83,14 @@ class Loader {
       RETURN_IF_ERROR(Vector("v_bias", &w->v_bias));
     }
     if (spec_.gqa.o_bias) RETURN_IF_ERROR(Vector("o_bias", &w->o_bias));
+    if (spec_.gqa.sinks) RETURN_IF_ERROR(Vector("sinks", &w->sinks));
+    if (spec_.gqa.qk_norm == QkNorm::kUnitRotated) {
+      w->q_norm.assign(spec_.gqa.head_dim, 1.0f);
+      w->k_norm.assign(spec_.gqa.head_dim, 1.0f);
+    } else if (spec_.gqa.qk_norm != QkNorm::kNone) {
+      RETURN_IF_ERROR(Vector("q_norm", &w->q_norm));
+      RETURN_IF_ERROR(Vector("k_norm", &w->k_norm));
+    }
     return absl::OkStatus();
   }
 
@@ -105,27 +107,24 @@ class Loader {
     return SplitKvB(w);
   }
 
-  // kv_b [heads * (nope + v_dim), kv_lora] into U^T and V of each head; elements move, none is rounded.
   absl::Status SplitKvB(CpuLayerWeights* w) {
-    ASSIGN_OR_RETURN(const TensorInfo* t, Find("kv_b"));
-    std::vector<std::byte> source(t->range.length);
-    RETURN_IF_ERROR(store_->Read(t->range, source));
     const MlaSpec& m = spec_.mla;
-    const size_t size = DTypeBytes(t->dtype), row_bytes = m.kv_lora * size;
-    std::vector<std::byte> transposed(size_t{m.nope} * row_bytes);
-    for (uint32_t h = 0; h < m.heads; ++h) {
-      const std::byte* head = source.data() + size_t{h} * (m.nope + m.v_dim) * row_bytes;
-      for (uint32_t n = 0; n < m.nope; ++n) {
-        for (uint32_t c = 0; c < m.kv_lora; ++c) {
-          std::memcpy(transposed.data() + (size_t{c} * m.nope + n) * size, head + n * row_bytes + c * size,
-                      size);
-        }
-      }
-      w->absorb_k.push_back(kernels::Pack(t->dtype, transposed.data(), m.kv_lora, m.nope));
-      w->expand_v.push_back(kernels::Pack(t->dtype, head + m.nope * row_bytes, m.v_dim, m.kv_lora));
-      packed_bytes_ += w->absorb_k.back().bytes() + w->expand_v.back().bytes();
+    LatentHeads heads;
+    uint64_t read = 0;
+    if (manifest_.FindDense(prefix_ + "kv_b") != nullptr) {
+      ASSIGN_OR_RETURN(const TensorInfo* t, Find("kv_b"));
+      ASSIGN_OR_RETURN(heads, LoadLatentHeads(*t, m.heads, m.nope, m.v_dim, store_));
+      read = t->bytes();
+    } else {  // stored in two halves
+      ASSIGN_OR_RETURN(const TensorInfo* k, Find("k_b"));
+      ASSIGN_OR_RETURN(const TensorInfo* v, Find("v_b"));
+      ASSIGN_OR_RETURN(heads, LoadLatentHeads(*k, *v, store_));
+      read = k->bytes() + v->bytes();
     }
-    Report(t->range.length);
+    packed_bytes_ += heads.bytes();
+    w->absorb_k = std::move(heads.absorb_k);
+    w->expand_v = std::move(heads.expand_v);
+    Report(read);
     return absl::OkStatus();
   }
 
@@ -136,44 +135,26 @@ class Loader {
     return t;
   }
 
-  // Reads and packs some panels at a time, so that source and packed form never lie in memory whole together.
   absl::Status Matrix(const std::string& suffix, PackedMatrix* out) {
     ASSIGN_OR_RETURN(const TensorInfo* t, Find(suffix));
-    const uint32_t rows = static_cast<uint32_t>(t->shape.at(0)),
-                   columns = static_cast<uint32_t>(t->shape.at(1));
-    const size_t row_bytes = columns * DTypeBytes(t->dtype);
-    const uint32_t step = static_cast<uint32_t>(
-        std::max<size_t>(1, kReadBytes / (row_bytes * kernels::kPanelColumns)) * kernels::kPanelColumns);
-    out->out = rows;
-    out->in = columns;
-    out->dtype = t->dtype == DType::kF16 ? DType::kF32 : t->dtype;  // as Pack widens it
-    out->data = kernels::AllocateAligned(out->bytes());
-    std::vector<std::byte> source;
-    for (uint32_t row = 0; row < rows; row += step) {
-      const uint32_t n = std::min(step, rows - row);
-      source.resize(n * row_bytes);
-      RETURN_IF_ERROR(
-          store_->Read(ByteRange{t->range.file, t->range.offset + row * row_bytes, source.size()}, source));
-      const PackedMatrix part = kernels::Pack(t->dtype, source.data(), n, columns);
-      std::memcpy(out->data.get() + row / kernels::kPanelColumns * out->panel_bytes(), part.data.get(),
-                  part.bytes());
-    }
+    ASSIGN_OR_RETURN(*out, LoadMatrix(*t, store_));
     packed_bytes_ += out->bytes();
-    Report(t->range.length);
+    Report(t->bytes());
     return absl::OkStatus();
   }
 
-  // A vector widened to f32: packed as one row and read back.
   absl::Status Vector(const std::string& suffix, std::vector<float>* out) {
     ASSIGN_OR_RETURN(const TensorInfo* t, Find(suffix));
-    std::vector<std::byte> source(t->range.length);
-    RETURN_IF_ERROR(store_->Read(t->range, source));
-    const uint32_t n = static_cast<uint32_t>(t->shape.at(0));
-    const PackedMatrix row = kernels::Pack(t->dtype, source.data(), 1, n);
-    for (uint32_t i = 0; i < n; ++i) out->push_back(Element(row, 0, i));
-    packed_bytes_ += n * sizeof(float);
-    Report(t->range.length);
+    ASSIGN_OR_RETURN(*out, LoadFloats(*t, store_));
+    packed_bytes_ += out->size() * sizeof(float);
+    Report(t->bytes());
     return absl::OkStatus();
+  }
+
+  // A norm and, where the model's norms have one, its bias.
+  absl::Status Norm(const std::string& suffix, NormWeights* out) {
+    RETURN_IF_ERROR(Vector(suffix, &out->weight));
+    return spec_.norm_bias ? Vector(suffix + "_bias", &out->bias) : absl::OkStatus();
   }
 
   void Report(uint64_t bytes) {
@@ -202,7 +183,7 @@ class Loader {
 }  // namespace
 
 void CpuDenseWeights::Embed(TokenId token, float* out) const {
-  for (uint32_t i = 0; i < embed.in; ++i) out[i] = Element(embed, token, i);
+  for (uint32_t i = 0; i < embed.in; ++i) out[i] = kernels::WeightValue(embed, token, i);
 }
 
 absl::StatusOr<CpuDenseWeights> LoadDenseWeights(const ModelSpec& spec, const Manifest& manifest,

@@ -11,11 +11,18 @@
 
 namespace consilium {
 
+struct NormWeights {
+  std::vector<float> weight, bias;  // [H]; bias empty: none
+};
+
 struct CpuLayerWeights {
-  std::vector<float> input_norm, post_norm;  // [H]
+  NormWeights input_norm, post_norm;
+  NormWeights attention_out_norm, ffn_out_norm;  // ModelSpec::post_norms
   // Grouped-query attention.
   kernels::PackedMatrix q, k, v;                      // q also for MLA without q_lora
   std::vector<float> q_bias, k_bias, v_bias, o_bias;  // empty: none
+  std::vector<float> q_norm, k_norm;  // [head_dim] or of the whole projection; ones if weightless
+  std::vector<float> sinks;           // [q_heads]; empty: none
   // Multi-head latent attention, absorbed (arXiv 2405.04434, section 2.1): kv_b is split by head into U
   // [nope, kv_lora] and V [v_dim, kv_lora]; U is kept transposed.
   kernels::PackedMatrix q_a, q_b, kv_a;
@@ -23,16 +30,19 @@ struct CpuLayerWeights {
   std::vector<kernels::PackedMatrix> absorb_k;  // per head: [kv_lora, nope]
   std::vector<kernels::PackedMatrix> expand_v;  // per head: [v_dim, kv_lora]
   kernels::PackedMatrix o;
-  kernels::FfnWeights ffn;       // dense FFN, or the shared experts (may be empty)
-  kernels::PackedMatrix gate;    // [E, H]
-  std::vector<float> gate_bias;  // [E], choice only
+  kernels::FfnWeights ffn;              // dense FFN, or the shared experts (may be empty)
+  kernels::PackedMatrix gate;           // [E, H]
+  std::vector<float> gate_bias;         // [E], choice only
+  std::vector<float> gate_weight_bias;  // [E], part of the logits; empty: none
+  kernels::PackedMatrix shared_gate;    // [1, H]; empty: none
 };
 
 struct CpuDenseWeights {
   std::vector<CpuLayerWeights> layers;
-  kernels::PackedMatrix embed;  // [V, H]; with tied embeddings the head as well
-  kernels::PackedMatrix head;   // empty when tied
-  std::vector<float> final_norm;
+  kernels::PackedMatrix embed;   // [V, H]; with tied embeddings the head as well
+  kernels::PackedMatrix head;    // empty when tied
+  std::vector<float> head_bias;  // [V]; empty: none
+  NormWeights final_norm;
   uint64_t bytes = 0;  // packed bytes of all matrices
 
   const kernels::PackedMatrix& lm_head() const { return head.out == 0 ? embed : head; }

@@ -21,103 +21,95 @@ size_t ResultBytes(size_t slots, size_t segments, uint32_t row_bytes) {
          slots * row_bytes;
 }
 
-// Collects the rows of one call.
-class CallBuilder {
- public:
-  CallBuilder(const DispatchSource& source, ShardId shard, BufferPool* pool, std::vector<PlannedCall>* out)
-      : source_(source), shard_(shard), pool_(pool), out_(out) {}
-
-  // All slots that `row` has on the shard.
-  void AddRow(uint32_t row, std::span<const uint32_t> flat) {
-    const bool new_segment = rows_.empty() || source_.request_tag[rows_.back()] != source_.request_tag[row];
-    const size_t rows = rows_.size() + 1, n_slots = slots_.size() + flat.size();
-    const size_t segments = segments_.size() + new_segment;
-    if (!rows_.empty() && (rows > kCallRowsMax || n_slots > kCallSlotsMax ||
-                           CallBytes(rows, n_slots, segments, source_.row_bytes_in) > kFrameBytesMax ||
-                           ResultBytes(n_slots, segments, source_.row_bytes_out) > kFrameBytesMax)) {
-      Flush();
-      AddRow(row, flat);
-      return;
-    }
-    if (new_segment) {
-      frame::Segment segment;
-      segment.first_row = static_cast<uint16_t>(rows_.size());
-      segment.priority = source_.priority[row];
-      segment.request_tag = source_.request_tag[row];
-      segments_.push_back(segment);
-    }
-    ++segments_.back().n_rows;
-    for (uint32_t f : flat) {
-      frame::Slot slot;
-      slot.expert = source_.experts[f];
-      slot.row = static_cast<uint16_t>(rows_.size());
-      slot.slot = static_cast<uint8_t>(f % source_.top_k);
-      slots_.push_back(slot);
-    }
-    rows_.push_back(row);
-  }
-
-  void Flush() {
-    if (rows_.empty()) return;
-    std::sort(slots_.begin(), slots_.end(), [](const frame::Slot& a, const frame::Slot& b) {
-      return a.expert != b.expert ? a.expert < b.expert : a.row != b.row ? a.row < b.row : a.slot < b.slot;
-    });
-    PlannedCall call;
-    call.shard = shard_;
-    for (const frame::Slot& s : slots_) call.slots.push_back(rows_[s.row] * source_.top_k + s.slot);
-    std::vector<uint32_t> tags;
-    for (const frame::Segment& s : segments_) tags.push_back(s.request_tag);
-    std::sort(tags.begin(), tags.end());
-    call.requests = static_cast<uint32_t>(std::unique(tags.begin(), tags.end()) - tags.begin());
-    CallBody::Plan plan;
-    plan.model = source_.model;
-    plan.layer = source_.layer;
-    plan.class_ix = source_.class_ix;
-    plan.dtype_in = source_.dtype_in;
-    plan.dtype_out = source_.dtype_out;
-    plan.hidden = source_.hidden;
-    plan.segments = segments_;
-    plan.slots = slots_;
-    plan.source_rows = rows_;
-    plan.source = source_.rows;
-    call.body = CallBody::Build(plan, pool_);
-    out_->push_back(std::move(call));
-    rows_.clear();
-    slots_.clear();
-    segments_.clear();
-  }
-
- private:
-  const DispatchSource& source_;
-  const ShardId shard_;
-  BufferPool* const pool_;
-  std::vector<PlannedCall>* const out_;
-  std::vector<uint32_t> rows_;
-  std::vector<frame::Slot> slots_;
-  std::vector<frame::Segment> segments_;
-};
-
 }  // namespace
 
-void PlanCalls(const DispatchSource& source, std::span<const uint32_t> slots,
-               std::span<const ShardId> shard_of, BufferPool* pool, std::vector<PlannedCall>* out) {
+void CallPlanner::Plan(const DispatchSource& source, std::span<const uint32_t> slots,
+                       std::span<const ShardId> shard_of, std::vector<PlannedCall>* out) {
   CHECK(slots.size() == shard_of.size());
-  std::vector<ShardId> shards(shard_of.begin(), shard_of.end());
-  std::sort(shards.begin(), shards.end());
-  shards.erase(std::unique(shards.begin(), shards.end()), shards.end());
-  std::vector<uint32_t> of_row;
-  for (ShardId shard : shards) {
-    CallBuilder builder(source, shard, pool, out);
+  out_ = out;
+  shards_.assign(shard_of.begin(), shard_of.end());
+  std::sort(shards_.begin(), shards_.end());
+  shards_.erase(std::unique(shards_.begin(), shards_.end()), shards_.end());
+  for (ShardId shard : shards_) {
+    shard_ = shard;
     for (size_t i = 0; i < slots.size();) {
       const uint32_t row = slots[i] / source.top_k;
-      of_row.clear();
+      of_row_.clear();
       for (; i < slots.size() && slots[i] / source.top_k == row; ++i) {
-        if (shard_of[i] == shard) of_row.push_back(slots[i]);
+        if (shard_of[i] == shard) of_row_.push_back(slots[i]);
       }
-      if (!of_row.empty()) builder.AddRow(row, of_row);
+      if (!of_row_.empty()) AddRow(source, row, of_row_);
     }
-    builder.Flush();
+    Flush(source);
   }
+}
+
+bool CallPlanner::Fits(const DispatchSource& source, size_t more_slots, bool new_segment) const {
+  const size_t rows = rows_.size() + 1, n_slots = slots_.size() + more_slots;
+  const size_t segments = segments_.size() + new_segment;
+  return rows <= kCallRowsMax && n_slots <= kCallSlotsMax &&
+         CallBytes(rows, n_slots, segments, source.row_bytes_in) <= kFrameBytesMax &&
+         ResultBytes(n_slots, segments, source.row_bytes_out) <= kFrameBytesMax;
+}
+
+void CallPlanner::AddRow(const DispatchSource& source, uint32_t row, std::span<const uint32_t> flat) {
+  bool new_segment = rows_.empty() || source.request_tag[rows_.back()] != source.request_tag[row];
+  if (!rows_.empty() && !Fits(source, flat.size(), new_segment)) {
+    Flush(source);
+    new_segment = true;
+  }
+  if (new_segment) {
+    frame::Segment segment;
+    segment.first_row = static_cast<uint16_t>(rows_.size());
+    segment.priority = source.priority[row];
+    segment.request_tag = source.request_tag[row];
+    segments_.push_back(segment);
+  }
+  ++segments_.back().n_rows;
+  for (uint32_t f : flat) {
+    frame::Slot slot;
+    slot.expert = source.experts[f];
+    slot.row = static_cast<uint16_t>(rows_.size());
+    slot.slot = static_cast<uint8_t>(f % source.top_k);
+    slots_.push_back(slot);
+  }
+  rows_.push_back(row);
+}
+
+uint32_t CallPlanner::DistinctRequests() {
+  tags_.clear();
+  for (const frame::Segment& s : segments_) tags_.push_back(s.request_tag);
+  std::sort(tags_.begin(), tags_.end());
+  return static_cast<uint32_t>(std::unique(tags_.begin(), tags_.end()) - tags_.begin());
+}
+
+void CallPlanner::Flush(const DispatchSource& source) {
+  if (rows_.empty()) return;
+  std::sort(slots_.begin(), slots_.end(), [](const frame::Slot& a, const frame::Slot& b) {
+    return a.expert != b.expert ? a.expert < b.expert : a.row != b.row ? a.row < b.row : a.slot < b.slot;
+  });
+  PlannedCall call;
+  call.shard = shard_;
+  call.slot_list = pool_->Allocate(slots_.size() * sizeof(uint32_t));
+  auto* flat = reinterpret_cast<uint32_t*>(call.slot_list.data());
+  for (const frame::Slot& s : slots_) *flat++ = rows_[s.row] * source.top_k + s.slot;
+  call.requests = DistinctRequests();
+  CallBody::Plan plan;
+  plan.model = source.model;
+  plan.layer = source.layer;
+  plan.class_ix = source.class_ix;
+  plan.dtype_in = source.dtype_in;
+  plan.dtype_out = source.dtype_out;
+  plan.hidden = source.hidden;
+  plan.segments = segments_;
+  plan.slots = slots_;
+  plan.source_rows = rows_;
+  plan.source = source.rows;
+  call.body = CallBody::Build(plan, pool_);
+  out_->push_back(std::move(call));
+  rows_.clear();
+  slots_.clear();
+  segments_.clear();
 }
 
 void SlotTable::Reset(size_t slots, uint32_t row_bytes) {
@@ -141,12 +133,13 @@ SlotTable::Fill SlotTable::Put(uint32_t slot, const std::byte* value) {
 
 absl::Status ApplyResult(const PlannedCall& call, const CallResult& result, uint32_t row_bytes_out,
                          SlotTable* table, Applied* applied) {
+  const std::span<const uint32_t> slots = call.slots();
   size_t n = 0;
   for (const frame::Range& range : result.ranges) {
-    if (range.first_slot > call.slots.size() || range.n_slots > call.slots.size() - range.first_slot) {
+    if (range.first_slot > slots.size() || range.n_slots > slots.size() - range.first_slot) {
       return InvalidArgument("result of call " + std::to_string(result.call.value) + ": slots " +
                              std::to_string(range.first_slot) + "+" + std::to_string(range.n_slots) +
-                             ", expected at most " + std::to_string(call.slots.size()));
+                             ", expected at most " + std::to_string(slots.size()));
     }
     n += range.n_slots;
   }
@@ -158,7 +151,7 @@ absl::Status ApplyResult(const PlannedCall& call, const CallResult& result, uint
   const std::byte* value = result.payload;
   for (const frame::Range& range : result.ranges) {
     for (uint32_t i = 0; i < range.n_slots; ++i, value += row_bytes_out) {
-      switch (table->Put(call.slots[range.first_slot + i], value)) {
+      switch (table->Put(slots[range.first_slot + i], value)) {
         case SlotTable::Fill::kNew:
           ++applied->fresh;
           break;

@@ -32,15 +32,43 @@ struct DispatchSource {
 struct PlannedCall {
   ShardId shard;
   std::shared_ptr<const CallBody> body;
-  std::vector<uint32_t> slots;  // flat
-  uint32_t requests = 0;        // distinct ones in this frame
+  BufferRef slot_list;    // flat slots, u32 each
+  uint32_t requests = 0;  // distinct ones in this frame
+
+  std::span<const uint32_t> slots() const {
+    return {reinterpret_cast<const uint32_t*>(slot_list.data()), slot_list.size() / sizeof(uint32_t)};
+  }
 };
 
-// Groups `slots` (flat, ascending) by shard_of (same length). Each row goes once per call, slots are sorted
-// by (expert, row). Calls are split by rows so that neither the CALL frame nor its whole RESULT exceeds
-// kFrameBytesMax. Appends to *out, shards ascending.
-void PlanCalls(const DispatchSource& source, std::span<const uint32_t> slots,
-               std::span<const ShardId> shard_of, BufferPool* pool, std::vector<PlannedCall>* out);
+// Makes calls of slots. Keeps its working memory: no allocation in steady state.
+class CallPlanner {
+ public:
+  explicit CallPlanner(BufferPool* pool) : pool_(pool) {}
+
+  // Groups `slots` (flat, ascending) by shard_of (same length). Each row goes once per call, slots are sorted
+  // by (expert, row). Calls are split by rows so that neither the CALL frame nor its whole RESULT exceeds
+  // kFrameBytesMax. Appends to *out, shards ascending.
+  void Plan(const DispatchSource& source, std::span<const uint32_t> slots, std::span<const ShardId> shard_of,
+            std::vector<PlannedCall>* out);
+
+ private:
+  // All slots that `row` has on the shard.
+  void AddRow(const DispatchSource& source, uint32_t row, std::span<const uint32_t> flat);
+  bool Fits(const DispatchSource& source, size_t more_slots, bool new_segment) const;
+  uint32_t DistinctRequests();
+  // Appends the call of the rows so far, if any.
+  void Flush(const DispatchSource& source);
+
+  BufferPool* const pool_;
+  std::vector<ShardId> shards_;  // those that have work, ascending
+  std::vector<uint32_t> of_row_, tags_;
+  // The call that is being made.
+  ShardId shard_;
+  std::vector<PlannedCall>* out_ = nullptr;
+  std::vector<uint32_t> rows_;
+  std::vector<frame::Slot> slots_;
+  std::vector<frame::Segment> segments_;
+};
 
 // Where the expert outputs of a flight's layer are. Keeps the buffers alive.
 class SlotTable {

@@ -45,7 +45,7 @@ struct Routing {
   }
   std::vector<PlannedCall> Plan(const std::vector<ShardId>& shard_of) {
     std::vector<PlannedCall> calls;
-    PlanCalls(Source(), slots, shard_of, &pool, &calls);
+    CallPlanner(&pool).Plan(Source(), slots, shard_of, &calls);
     return calls;
   }
 };
@@ -60,13 +60,13 @@ TEST(DispatchCombine, EachRowGoesOncePerShardAndEverySlotExactlyOnce) {
   for (const PlannedCall& call : calls) {
     std::set<uint32_t> rows;
     const auto slots = call.body->slots();
-    ASSERT_EQ(slots.size(), call.slots.size());
+    ASSERT_EQ(slots.size(), call.slots().size());
     for (size_t i = 0; i < slots.size(); ++i) {
-      EXPECT_TRUE(seen.insert(call.slots[i]).second);
-      EXPECT_EQ(r.experts[call.slots[i]], slots[i].expert);
-      EXPECT_EQ(call.slots[i] % r.top_k, slots[i].slot);
-      EXPECT_EQ(shard_of[call.slots[i]], call.shard);
-      rows.insert(call.slots[i] / r.top_k);
+      EXPECT_TRUE(seen.insert(call.slots()[i]).second);
+      EXPECT_EQ(r.experts[call.slots()[i]], slots[i].expert);
+      EXPECT_EQ(call.slots()[i] % r.top_k, slots[i].slot);
+      EXPECT_EQ(shard_of[call.slots()[i]], call.shard);
+      rows.insert(call.slots()[i] / r.top_k);
       if (i > 0) {
         EXPECT_LE(std::pair(slots[i - 1].expert, slots[i - 1].row), std::pair(slots[i].expert, slots[i].row));
       }
@@ -91,7 +91,7 @@ TEST(DispatchCombine, CallsAreSplitSoThatCallAndResultFitAFrame) {
   for (const PlannedCall& call : calls) {
     EXPECT_LE(call.body->frame_bytes(), kFrameBytesMax);
     EXPECT_LE(call.body->result_bytes() + frame::kHeaderBytes + sizeof(frame::Timing), kFrameBytesMax);
-    slots += call.slots.size();
+    slots += call.slots().size();
   }
   EXPECT_EQ(slots, r.slots.size());
 }
@@ -139,7 +139,7 @@ TEST(SlotTable, PartialResultsFillTheTableInAnyOrder) {
   EXPECT_EQ(applied.fresh, 4u);
   for (size_t i = 0; i < 4; ++i) {
     uint64_t v;
-    std::memcpy(&v, c.table.slots()[c.calls[0].slots[i]], 8);
+    std::memcpy(&v, c.table.slots()[c.calls[0].slots()[i]], 8);
     EXPECT_EQ(v, 10 + i);
   }
 }

@@ -1,6 +1,7 @@
 #include "services/attention/kv_store.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "common/base/hash.h"
 #include "common/base/status.h"
@@ -20,7 +21,8 @@ uint64_t RootHash(std::string_view root) {
 
 }  // namespace
 
-KvStore::KvStore(uint32_t blocks, bool prefix_cache) : prefix_cache_(prefix_cache), blocks_(blocks) {
+KvStore::KvStore(uint32_t blocks, bool prefix_cache)
+    : prefix_cache_(prefix_cache), blocks_(blocks), buckets_(std::bit_ceil(std::max(1u, blocks)), kNil) {
   for (uint32_t b = blocks; b-- > 0;) free_.push_back(b);
 }
 
@@ -61,11 +63,11 @@ KvStore::Link KvStore::Tail(const Sequence& s) {
 }
 
 uint32_t KvStore::FindChild(uint64_t hash, uint64_t parent_node, std::span<const TokenId> tokens) const {
-  auto [first, last] = index_.equal_range(hash);
-  for (auto it = first; it != last; ++it) {
-    const Block& block = blocks_[it->second];
-    if (block.parent_node == parent_node && std::equal(tokens.begin(), tokens.end(), block.tokens.begin())) {
-      return it->second;
+  for (uint32_t b = Bucket(hash); b != kNil; b = blocks_[b].bucket_next) {
+    const Block& block = blocks_[b];
+    if (block.hash == hash && block.parent_node == parent_node &&
+        std::equal(tokens.begin(), tokens.end(), block.tokens.begin())) {
+      return b;
     }
   }
   return kNil;
@@ -205,29 +207,23 @@ void KvStore::Register(uint32_t block, uint64_t hash, uint64_t parent_hash, uint
   b.node = next_node_++;
   b.parent_node = parent_node;
   std::copy(tokens.begin(), tokens.end(), b.tokens.begin());
-  index_.emplace(hash, block);
+  b.bucket_next = std::exchange(Bucket(hash), block);
   ++cached_;
-  if (parent_node == root->second.node) {  // keeps the root's identity alive
+  b.keeps_root = parent_node == root->second.node;
+  if (b.keeps_root) {
     ++root->second.users;
-    first_page_root_.emplace(block, root);
+    b.root = root;
   }
 }
 
 void KvStore::Forget(uint32_t block) {
   Block& b = blocks_[block];
-  auto [first, last] = index_.equal_range(b.hash);
-  for (auto it = first; it != last; ++it) {
-    if (it->second == block) {
-      index_.erase(it);
-      break;
-    }
-  }
+  uint32_t* link = &Bucket(b.hash);
+  while (*link != block) link = &blocks_[*link].bucket_next;
+  *link = std::exchange(b.bucket_next, kNil);
   b.cached = false;
   --cached_;
-  if (auto it = first_page_root_.find(block); it != first_page_root_.end()) {
-    DropRoot(it->second);
-    first_page_root_.erase(it);
-  }
+  if (std::exchange(b.keeps_root, false)) DropRoot(b.root);
 }
 
 void KvStore::PushIdle(uint32_t block) {
@@ -248,10 +244,10 @@ void KvStore::RemoveIdle(uint32_t block) {
 }
 
 std::optional<KvStore::Exported> KvStore::Export(uint64_t hash) const {
-  auto it = index_.find(hash);
-  if (it == index_.end()) return std::nullopt;
-  const Block& b = blocks_[it->second];
-  return Exported{KvBlockId(it->second), b.parent_hash, b.tokens};
+  for (uint32_t b = Bucket(hash); b != kNil; b = blocks_[b].bucket_next) {
+    if (blocks_[b].hash == hash) return Exported{KvBlockId(b), blocks_[b].parent_hash, blocks_[b].tokens};
+  }
+  return std::nullopt;
 }
 
 std::optional<KvBlockId> KvStore::Import(std::string_view root, std::span<const TokenId> prefix) {
@@ -308,7 +304,11 @@ std::string KvStore::Check() const {
       return "page " + std::to_string(b) + ": wrongly idle";
     ++listed;
   }
-  if (listed != idle || listed != idle_cached_ || cached != cached_ || index_.size() != cached)
+  uint32_t indexed = 0;
+  for (uint32_t first : buckets_) {
+    for (uint32_t b = first; b != kNil; b = blocks_[b].bucket_next) indexed += blocks_[b].cached;
+  }
+  if (listed != idle || listed != idle_cached_ || cached != cached_ || indexed != cached)
     return "wrong counts";
   for (size_t b = 0; b < blocks_.size(); ++b) {
     if ((refs[b] == 0) != (seen[b] == 1)) return "page " + std::to_string(b) + " is lost";

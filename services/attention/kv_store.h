@@ -12,7 +12,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
-#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "common/base/ids.h"
@@ -69,6 +69,11 @@ class KvStore {
 
  private:
   static constexpr uint32_t kNil = 0xFFFFFFFFu;
+  struct Root {
+    uint64_t node = 0, hash = 0;
+    uint32_t users = 0;  // open sequences and first pages
+  };
+  using Roots = std::map<std::string, Root, std::less<>>;
   struct Block {
     uint32_t refs = 0;
     bool cached = false;
@@ -76,12 +81,10 @@ class KvStore {
     uint64_t node = 0, parent_node = 0;  // identity of this cached content, never reused
     KvTokens tokens{};
     uint32_t prev = kNil, next = kNil;  // in the idle list
+    uint32_t bucket_next = kNil;        // in its hash bucket, if cached
+    bool keeps_root = false;            // the cached first page of a root keeps its identity alive
+    Roots::iterator root;
   };
-  struct Root {
-    uint64_t node = 0, hash = 0;
-    uint32_t users = 0;  // open sequences and first pages
-  };
-  using Roots = std::map<std::string, Root, std::less<>>;
   struct Link {
     uint64_t hash = 0, node = 0;
   };
@@ -99,6 +102,8 @@ class KvStore {
   Roots::iterator UseRoot(std::string_view root);
   void DropRoot(Roots::iterator root);
   uint32_t FindChild(uint64_t hash, uint64_t parent_node, std::span<const TokenId> tokens) const;
+  uint32_t& Bucket(uint64_t hash) { return buckets_[hash & (buckets_.size() - 1)]; }
+  uint32_t Bucket(uint64_t hash) const { return buckets_[hash & (buckets_.size() - 1)]; }
   uint32_t Allocate();  // kNil: none
   void Ref(uint32_t block);
   void Unref(uint32_t block);
@@ -113,8 +118,7 @@ class KvStore {
   std::vector<uint32_t> free_;
   uint32_t idle_head_ = kNil, idle_tail_ = kNil;  // head: least recently used
   uint32_t idle_cached_ = 0, cached_ = 0;
-  std::unordered_multimap<uint64_t, uint32_t> index_;  // chain hash -> block; only looked up, never iterated
-  std::unordered_map<uint32_t, Roots::iterator> first_page_root_;
+  std::vector<uint32_t> buckets_;  // a power of two: first cached block of each chain hash modulo it
   Roots roots_;
   uint64_t next_node_ = 1;
   std::vector<Sequence> sequences_;

@@ -34,6 +34,7 @@ struct FlightRow {
 // The pages of a sequence; blocks[t / kKvBlockTokens] holds token t. Reserved before dispatch (I5).
 struct FlightSequence {
   std::span<const KvBlockId> blocks;
+  bool long_context = false;  // may reach BackendShape::long_context_from; fixed at its first token
 };
 
 // A row whose logits are wanted.
@@ -86,7 +87,10 @@ struct BackendShape {
   uint32_t top_k = 0;
   uint32_t experts = 0;
   uint32_t vocab = 0;
-  uint32_t context = 0;                 // positions
+  uint32_t context = 0;  // positions
+  // Not 0 (longrope): sequences that may reach this position compute with other rotary tables from their
+  // first token on, so their pages are not shared with those that may not.
+  uint32_t long_context_from = 0;
   uint32_t hidden = 0;                  // elements of a row in frames
   uint32_t row_bytes_in = 0;            // of a row sent to experts
   uint32_t row_bytes_out = 0;           // of one slot coming back

@@ -19,11 +19,9 @@ struct Room {
 class Planner {
  public:
   Planner(const SchedulerView& view, const StepLimits& limits, StepPlan* plan)
-      : view_(view),
-        limits_(limits),
-        plan_(plan),
-        available_(view.available_blocks),
-        state_(view.sequences.size(), State::kIdle) {}
+      : view_(view), limits_(limits), plan_(plan), available_(view.available_blocks) {
+    state_.assign(view.sequences.size(), State::kIdle);
+  }
 
   void Run() {
     SizeRooms();
@@ -114,25 +112,24 @@ class Planner {
   // Rows that one sequence can still get in one flight of its kind.
   uint32_t RoomOfOneFlight(const Room& room, bool decode) const {
     if (room.rows == 0) return 0;
-    const std::vector<uint32_t>& open = decode ? decode_flights_ : prompt_flights_;
+    const Open& open = decode ? open_decode_ : open_prompt_;
     if (limits_.flights == 1) return room.rows;
-    if (open.empty()) return room.rows_per_flight;
-    const uint32_t left = room.rows_per_flight - plan_->flights[open.back()].rows;
-    return left > 0 ? left : (open.size() < room.flights ? room.rows_per_flight : 0);
+    if (open.count == 0) return room.rows_per_flight;
+    const uint32_t left = room.rows_per_flight - plan_->flights[open.last].rows;
+    return left > 0 ? left : (open.count < room.flights ? room.rows_per_flight : 0);
   }
 
   PlannedFlight& FlightFor(const Room& room, bool decode) {
     if (limits_.flights == 1) {
-      if (plan_->flights.empty()) plan_->flights.emplace_back();
-      return plan_->flights[0];
+      return plan_->flights.empty() ? plan_->AddFlight(false) : plan_->flights[0];
     }
-    std::vector<uint32_t>& open = decode ? decode_flights_ : prompt_flights_;
-    if (open.empty() || plan_->flights[open.back()].rows >= room.rows_per_flight) {
-      open.push_back(static_cast<uint32_t>(plan_->flights.size()));
-      plan_->flights.emplace_back();
-      plan_->flights.back().decode_only = decode;
+    Open& open = decode ? open_decode_ : open_prompt_;
+    if (open.count == 0 || plan_->flights[open.last].rows >= room.rows_per_flight) {
+      ++open.count;
+      open.last = static_cast<uint32_t>(plan_->flights.size());
+      plan_->AddFlight(decode);
     }
-    return plan_->flights[open.back()];
+    return plan_->flights[open.last];
   }
 
   const SchedulerView& view_;
@@ -140,12 +137,35 @@ class Planner {
   StepPlan* const plan_;
   uint32_t available_;
   bool short_of_pages_ = false;
-  std::vector<State> state_;
   Room decode_, prompt_;
-  std::vector<uint32_t> decode_flights_, prompt_flights_;  // indexes in plan_->flights
+  struct Open {
+    uint32_t count = 0, last = 0;  // flights begun; the last one's index in plan_->flights
+  };
+  Open open_decode_, open_prompt_;
+  static thread_local std::vector<State> state_;  // of each sequence; kept, since a step must not allocate
 };
+thread_local std::vector<Planner::State> Planner::state_;
 
 }  // namespace
+
+void StepPlan::Clear() {
+  preempt.clear();
+  for (PlannedFlight& flight : flights) spare_.push_back(std::move(flight));
+  flights.clear();
+}
+
+PlannedFlight& StepPlan::AddFlight(bool decode_only) {
+  PlannedFlight flight;
+  if (!spare_.empty()) {
+    flight = std::move(spare_.back());
+    spare_.pop_back();
+  }
+  flight.decode_only = decode_only;
+  flight.rows = 0;
+  flight.sequences.clear();
+  flights.push_back(std::move(flight));
+  return flights.back();
+}
 
 uint32_t DecodeFlights(const SchedulerView& view, const StepLimits& limits, uint32_t ready_rows) {
   if (limits.flights < 2 || view.link_us <= 2 * view.compute_us) return 1;
@@ -153,8 +173,7 @@ uint32_t DecodeFlights(const SchedulerView& view, const StepLimits& limits, uint
 }
 
 void PlanStep(const SchedulerView& view, const StepLimits& limits, StepPlan* plan) {
-  plan->preempt.clear();
-  plan->flights.clear();
+  plan->Clear();
   Planner(view, limits, plan).Run();
 }
 

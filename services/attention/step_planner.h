@@ -45,6 +45,13 @@ struct PlannedFlight {
 struct StepPlan {
   std::vector<uint32_t> preempt;  // indexes in the view; before anything is reserved
   std::vector<PlannedFlight> flights;
+
+  // Empties the plan; the memory of its flights is used again.
+  void Clear();
+  PlannedFlight& AddFlight(bool decode_only);
+
+ private:
+  std::vector<PlannedFlight> spare_;
 };
 
 // Micro-batches that decode rows should fly in: more than one only when the link, not the experts, takes the

@@ -163,8 +163,9 @@ int RunUp(UpOptions options) {
                                 "), got " + std::to_string(options.replicas)));
   }
   std::error_code error;
-  if (!std::filesystem::is_directory(options.model, error)) {
-    return Fail(NotFound("--model: expected a model folder, got \"" + options.model + "\", which is none"));
+  if (!std::filesystem::is_directory(options.model, error) && !options.model.ends_with(".gguf")) {
+    return Fail(NotFound("--model: expected a model folder or a .gguf file, got \"" + options.model +
+                         "\", which is none"));
   }
   if (const absl::Status locked = LockStateDir(options.state_dir); !locked.ok()) return Fail(locked);
   if (!options.inprocess) return RunProcesses(options);

@@ -12,7 +12,8 @@
 namespace consilium {
 
 void UpOptions::AddTo(Options* o) {
-  o->Add(&model, "model", "Hugging Face folder of the model; empty: models/demo of this checkout");
+  o->Add(&model, "model",
+         "Hugging Face folder of the model, or a .gguf file; empty: models/demo of this checkout");
   o->Add(&model_name, "model-name", "name of the model in the API; empty: the folder's name");
   o->Add(&attention, "attention", "attention workers", 1u, 64u);
   o->Add(&experts, "experts", "expert shards", 1u, 256u);
@@ -49,7 +50,8 @@ void UpOptions::Complete() {
   }
   model = fs::absolute(model, ignored).lexically_normal();
   while (model.size() > 1 && model.back() == '/') model.pop_back();
-  if (model_name.empty()) model_name = fs::path(model).filename();
+  if (model_name.empty())
+    model_name = model.ends_with(".gguf") ? fs::path(model).stem() : fs::path(model).filename();
   if (state_dir.empty()) state_dir = DefaultStateDir();
   state_dir = fs::absolute(state_dir, ignored).lexically_normal();
   if (threads == 0) {

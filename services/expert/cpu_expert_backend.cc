@@ -5,6 +5,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/status.h"
+#include "common/model/stored_matrix.h"
 
 namespace consilium {
 namespace {
@@ -28,27 +29,11 @@ absl::StatusOr<ExpertHandle> CpuExpertBackend::Load(const ExpertEntry& entry, Mo
                              std::to_string(hidden) + ", intermediate " + std::to_string(inter));
     }
   }
-  std::vector<std::byte> source(entry.bytes());
-  size_t at = 0;
-  for (const TensorInfo& part : entry.parts) {
-    RETURN_IF_ERROR(store->Read(part.range, std::span(source).subspan(at, part.range.length)));
-    at += part.range.length;
-  }
-  const uint64_t checksum = Xxh3(source);
-  if (checksum != entry.checksum) {
-    return DataLoss(Name(entry) + ": checksum of the bytes read: expected " + std::to_string(entry.checksum) +
-                    ", got " + std::to_string(checksum));
-  }
   auto weights = std::make_shared<kernels::FfnWeights>();
-  kernels::PackedMatrix* packed[3] = {&weights->gate, &weights->up, &weights->down};
-  const std::byte* bytes = source.data();
-  for (int i = 0; i < 3; ++i) {
-    const TensorInfo& part = entry.parts[i];
-    *packed[i] = kernels::Pack(part.dtype, bytes, static_cast<uint32_t>(part.shape[0]),
-                               static_cast<uint32_t>(part.shape[1]));
-    bytes += part.range.length;
-  }
+  ASSIGN_OR_RETURN(*weights, LoadExpert(entry, store));
   weights->activation = options_.activation;
+  weights->alpha = options_.swiglu_alpha;
+  weights->limit = options_.swiglu_limit;
   const std::lock_guard lock(mutex_);
   loaded_bytes_ += weights->bytes();
   experts_.emplace(next_handle_, std::move(weights));

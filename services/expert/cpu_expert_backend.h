@@ -16,6 +16,7 @@ namespace consilium {
 struct CpuExpertOptions {
   uint32_t hidden = 0, inter = 0;  // of every expert
   kernels::Activation activation = kernels::Activation::kSilu;
+  float swiglu_alpha = 0, swiglu_limit = 0;  // Activation::kSwigluClamped
   // Runs work on the compute thread, one at a time, in order. Null: inline.
   std::function<void(std::function<void()>)> run_compute;
   // Brings a completion to the strand. Null: inline.

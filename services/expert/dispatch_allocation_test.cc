@@ -4,41 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
-#include <cstdlib>
-#include <new>
 
 #include "common/net/inproc_channel.h"
+#include "common/testing/allocation_count.h"
 #include "services/expert/shard_fixture.h"
-
-namespace {
-std::atomic<uint64_t> allocations{0};
-
-void* CountedAllocate(size_t size, size_t align) {
-  allocations.fetch_add(1, std::memory_order_relaxed);
-  void* p = align <= alignof(std::max_align_t)
-                ? std::malloc(size)
-                : std::aligned_alloc(align, (size + align - 1) / align * align);
-  if (p == nullptr) throw std::bad_alloc();
-  return p;
-}
-}  // namespace
-
-void* operator new(size_t size) { return CountedAllocate(size, 1); }
-void* operator new[](size_t size) { return CountedAllocate(size, 1); }
-void* operator new(size_t size, std::align_val_t align) {
-  return CountedAllocate(size, static_cast<size_t>(align));
-}
-void* operator new[](size_t size, std::align_val_t align) {
-  return CountedAllocate(size, static_cast<size_t>(align));
-}
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete[](void* p) noexcept { std::free(p); }
-void operator delete(void* p, size_t) noexcept { std::free(p); }
-void operator delete[](void* p, size_t) noexcept { std::free(p); }
-void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete[](void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
-void operator delete[](void* p, size_t, std::align_val_t) noexcept { std::free(p); }
 
 namespace consilium {
 namespace {

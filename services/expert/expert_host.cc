@@ -2,10 +2,14 @@
 
 #include <algorithm>
 #include <random>
+#include <thread>
 
 #include "common/base/status.h"
 
 namespace consilium {
+namespace {
+constexpr unsigned kLoaderThreadsMax = 4;  // enough to keep a disk busy while others check sums and pack
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<ExpertHost>> ExpertHost::Create(ExpertHostOptions options, BufferPool* pool,
                                                                Metrics* metrics) {
@@ -23,6 +27,8 @@ absl::StatusOr<std::unique_ptr<ExpertHost>> ExpertHost::Create(ExpertHostOptions
   backend.hidden = h->spec_.hidden;
   backend.inter = h->spec_.expert_inter;
   backend.activation = h->spec_.activation;
+  backend.swiglu_alpha = h->spec_.swiglu_alpha;
+  backend.swiglu_limit = h->spec_.swiglu_limit;
   h->backend_ = std::make_unique<CpuExpertBackend>(backend, h->ops_.ops, h->kernel_pool_.get());
   ExpertShard::Config config;
   config.core = h->CoreOptions();
@@ -32,6 +38,7 @@ absl::StatusOr<std::unique_ptr<ExpertHost>> ExpertHost::Create(ExpertHostOptions
     if (entry == nullptr) return NotFound("the model has no such expert");
     return h->backend_->Load(*entry, h->store_.get());
   };
+  config.loader_threads = std::clamp(std::thread::hardware_concurrency(), 1u, kLoaderThreadsMax);
   config.on_host_changed = h->options_.on_host_changed;
   config.on_op_done = [h](const expert_action::OpDone& done) { h->OnOpDone(done); };
   h->shard_ = std::make_unique<ExpertShard>(std::move(config), h->backend_.get(), pool, metrics);

@@ -1,5 +1,6 @@
 #include "services/expert/expert_shard.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -25,6 +26,45 @@ struct ShellEvent {
 // Drain commands of the shell itself; controllers count up from small numbers.
 constexpr uint64_t kDrainOp = ~uint64_t{0};
 
+// What a run of loads has done, in the log: every two seconds while it goes on, and at its end if it took as
+// long.
+class LoadProgress {
+ public:
+  void Wanted(uint64_t bytes) {
+    if (pending_ == 0) {
+      began_ = NowUs();
+      next_report_ = began_ + kReportUs;
+      done_ = total_ = experts_ = 0;
+    }
+    total_ += bytes;
+    ++pending_;
+  }
+  void Done(uint64_t bytes) {
+    done_ += bytes;
+    ++experts_;
+    const MonoTime now = NowUs();
+    const double seconds = std::max<double>(1e-6, static_cast<double>(now - began_) / 1e6);
+    const double rate = static_cast<double>(done_) / seconds;
+    if (--pending_ == 0 && now - began_ >= kReportUs) {
+      log::Info("experts loaded",
+                {{"experts", experts_}, {"bytes", done_}, {"seconds", seconds}, {"bytes_per_second", rate}});
+    } else if (pending_ > 0 && now >= next_report_) {
+      next_report_ = now + kReportUs;
+      log::Info("loading experts",
+                {{"experts_done", experts_},
+                 {"bytes_done", done_},
+                 {"bytes", total_},
+                 {"bytes_per_second", rate},
+                 {"seconds_left", static_cast<double>(total_ - done_) / std::max(1.0, rate)}});
+    }
+  }
+
+ private:
+  static constexpr MonoTime kReportUs = 2'000'000;
+  uint64_t total_ = 0, done_ = 0, experts_ = 0, pending_ = 0;
+  MonoTime began_ = 0, next_report_ = 0;
+};
+
 }  // namespace
 
 struct ExpertShard::Impl final : Strand<ShellEvent>::Handler {
@@ -38,7 +78,8 @@ struct ExpertShard::Impl final : Strand<ShellEvent>::Handler {
         core(config.core, pool, metrics.get()),
         strand(this, kShardEventsMax) {
     compute_thread = std::thread([this] { ComputeLoop(); });
-    loader_thread = std::thread([this] { LoaderLoop(); });
+    for (uint32_t i = 0; i < std::max(1u, config.loader_threads); ++i)
+      loader_threads.emplace_back([this] { LoaderLoop(); });
     timer_thread = std::thread([this] { TimerLoop(); });
   }
 
@@ -52,7 +93,7 @@ struct ExpertShard::Impl final : Strand<ShellEvent>::Handler {
       job_idle.wait(lock, [this] { return jobs_outstanding == 0; });
     }
     compute_thread.join();
-    loader_thread.join();
+    for (std::thread& t : loader_threads) t.join();
     timer_thread.join();
   }
 
@@ -114,15 +155,18 @@ struct ExpertShard::Impl final : Strand<ShellEvent>::Handler {
   }
   void Do(expert_action::RunJob& a) {
     rows_done += a.job.rows.size();
-    std::lock_guard lock(mutex);
-    if (stopping) return;
-    job = a.job;
-    ++jobs_outstanding;
-    wake_compute.notify_one();
+    {
+      std::lock_guard lock(mutex);
+      if (stopping) return;
+      job = a.job;
+      ++jobs_outstanding;
+    }
+    wake_compute.notify_one();  // without the lock, or it would wake to wait for that
   }
   void Do(expert_action::Load& a) {
     std::lock_guard lock(mutex);
     loads.push_back(a.key);
+    progress.Wanted(BytesOf(a.key));
     wake_loader.notify_one();
   }
   void Do(expert_action::Drop& a) { backend->Drop(a.handle); }
@@ -160,6 +204,11 @@ struct ExpertShard::Impl final : Strand<ShellEvent>::Handler {
     if (--jobs_outstanding == 0) job_idle.notify_all();
   }
 
+  uint64_t BytesOf(ExpertKey key) const {
+    const auto it = config.core.expert_bytes.find(key);
+    return it == config.core.expert_bytes.end() ? 0 : it->second;
+  }
+
   void LoaderLoop() {
     std::unique_lock lock(mutex);
     while (true) {
@@ -169,6 +218,9 @@ struct ExpertShard::Impl final : Strand<ShellEvent>::Handler {
       loads.pop_front();
       lock.unlock();
       absl::StatusOr<ExpertHandle> handle = config.load(key);
+      lock.lock();
+      progress.Done(BytesOf(key));
+      lock.unlock();
       Post(expert_event::LoadDone{key, handle.status(), handle.ok() ? *handle : 0});
       lock.lock();
     }
@@ -204,7 +256,8 @@ struct ExpertShard::Impl final : Strand<ShellEvent>::Handler {
   std::mutex mutex;  // compute, loader and timer threads
   std::condition_variable wake_compute, wake_loader, wake_timer, job_idle;
   std::optional<GroupedFfnJob> job;
-  int jobs_outstanding = 0;     // 2 for a moment, when the strand starts the next one within Post
+  int jobs_outstanding = 0;  // 2 for a moment, when the strand starts the next one within Post
+  LoadProgress progress;
   std::deque<ExpertKey> loads;  // at most the experts of the model
   bool stopping = false;
 
@@ -213,7 +266,8 @@ struct ExpertShard::Impl final : Strand<ShellEvent>::Handler {
   Stats snapshot;
   std::map<ExpertKey, HostState> hosted;
 
-  std::thread compute_thread, loader_thread, timer_thread;
+  std::thread compute_thread, timer_thread;
+  std::vector<std::thread> loader_threads;
 };
 
 ExpertShard::ExpertShard(Config config, ExpertBackend* backend, BufferPool* pool, Metrics* metrics)

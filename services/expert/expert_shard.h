@@ -19,8 +19,9 @@ class ExpertShard final : public FrameServer {
   struct Config {
     ExpertCoreOptions core;
     uint64_t incarnation = 0;
-    // Blocks; runs on the loader thread.
+    // Blocks; runs on loader threads, as many at a time as there are.
     std::function<absl::StatusOr<ExpertHandle>(ExpertKey)> load;
+    uint32_t loader_threads = 1;  // each holds one expert's stored bytes beside the packed ones
     // Called on the strand; must not block. May be null.
     std::function<void(ExpertKey, HostState)> on_host_changed;
     std::function<void(const expert_action::OpDone&)> on_op_done;

@@ -8,6 +8,7 @@
 
 #include "common/text/text.h"
 #include "services/gateway/attention_client.h"
+#include "services/gateway/parsers/parser_table.h"
 
 namespace consilium::gateway {
 
@@ -34,12 +35,19 @@ struct ModelInfo {
   std::shared_ptr<const Tokenizer> tokenizer;
   std::shared_ptr<const ChatTemplate> chat_template;  // null: the model has none
   std::string bos_token, eos_token;                   // for the template
+  std::shared_ptr<const OutputFormat> format;         // of chat answers; shared with requests
+  bool reasoning_effort = false;                      // the template takes it
   std::vector<TokenId> stop_ids;
   uint32_t context_tokens = 0;  // of config.json, until a worker says its own; 0: unknown
   size_t token_bytes_max = 0;   // longest token: a text longer than context x this cannot fit
 };
+// Of chat answers: names of parsers/parser_table.h.
+struct ParserNames {
+  std::string tools = "auto", reasoning = "auto";
+};
 // Reads tokenizer.json, tokenizer_config.json, chat_template.jinja, config.json, generation_config.json.
-absl::StatusOr<ModelInfo> LoadModelInfo(const std::string& dir, const std::string& name);
+absl::StatusOr<ModelInfo> LoadModelInfo(const std::string& dir, const std::string& name,
+                                        const ParserNames& parsers = {});
 
 enum class Endpoint : uint8_t { kChat, kCompletions };
 
@@ -60,13 +68,19 @@ struct ApiRequest {
   std::vector<std::string> stop;
   std::vector<TokenId> stop_ids;
   bool include_stop = false, skip_special = true;
-  bool stream = false, include_usage = false;
+  bool stream = false, include_usage = false, continuous_usage = false;
   bool echo = false;
   int32_t top_logprobs = -1;
-  bool parse_tools = false, parallel_tool_calls = true;
+  bool parallel_tool_calls = true;
+  std::shared_ptr<const OutputFormat> format;  // null: the answer is plain text
+  ParserContext parser;
   std::string user;
   std::vector<std::string> ignored;  // unknown fields, for the debug log
 
+  // Special tokens that stay in the text for the parsers.
+  std::shared_ptr<const std::vector<TokenId>> kept() const {
+    return format == nullptr ? nullptr : parser.tools ? format->kept_with_tools : format->kept;
+  }
   uint32_t MaxTokens(const Prompt& prompt, uint32_t context_tokens) const {
     return rest_of_context ? context_tokens - static_cast<uint32_t>(prompt.ids.size()) : max_tokens;
   }

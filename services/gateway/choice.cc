@@ -11,15 +11,13 @@ size_t Characters(std::string_view utf8) {
 
 Choice::Choice(const ApiRequest& request, std::shared_ptr<const Tokenizer> tokenizer)
     : include_stop_(request.include_stop),
-      parse_tools_(request.parse_tools),
       keep_logprobs_(request.top_logprobs >= 0),
       parallel_calls_(request.parallel_tool_calls),
       min_tokens_(request.min_tokens),
       stop_ids_(request.stop_ids),
-      stream_(std::move(tokenizer), request.skip_special),
-      stop_(request.stop, request.include_stop) {
-  if (parse_tools_) tools_.emplace();
-}
+      stream_(std::move(tokenizer), request.skip_special, request.kept()),
+      stop_(request.stop, request.include_stop),
+      parser_(request.format == nullptr ? nullptr : request.format->Make(request.parser)) {}
 
 bool Choice::OnToken(const SessionToken& event) {
   if (finished()) return false;
@@ -57,16 +55,12 @@ void Choice::OnFinish(FinishReason reason) {
 
 void Choice::Release(std::string_view text) {
   released_ += text.size();
-  std::vector<ToolCall> calls;
-  if (tools_) {
-    tools_->Feed(text, &delta_.text, &calls);
+  if (parser_) {
+    MessageDelta parsed;
+    parser_->Feed(text, &parsed);
+    Add(std::move(parsed));
   } else {
-    delta_.text += text;
-  }
-  for (ToolCall& call : calls) {
-    if (calls_ > 0 && !parallel_calls_) continue;
-    ++calls_;
-    delta_.calls.push_back(std::move(call));
+    delta_.content += text;
   }
   // A token goes out with its text; one without text (a part of a character) when text behind it went out.
   const auto out = [&](const AnswerToken& t) {
@@ -77,17 +71,22 @@ void Choice::Release(std::string_view text) {
   waiting_.erase(waiting_.begin(), waiting_.begin() + static_cast<ptrdiff_t>(n));
 }
 
+void Choice::Add(MessageDelta parsed) {
+  delta_.content += parsed.content;
+  delta_.reasoning += parsed.reasoning;
+  for (CallDelta& call : parsed.calls) {
+    if (call.begins) ++calls_;
+    if (calls_ == 1 || parallel_calls_) delta_.AddCall(std::move(call));
+  }
+}
+
 // `cut`: the text ended inside what was decoded; tokens that begin behind it are no part of the answer.
 void Choice::End(FinishReason reason, bool cut) {
   finish_ = reason;
-  if (tools_) {
-    std::vector<ToolCall> calls;
-    tools_->Flush(&delta_.text, &calls);
-    for (ToolCall& call : calls) {
-      if (calls_ > 0 && !parallel_calls_) continue;
-      ++calls_;
-      delta_.calls.push_back(std::move(call));
-    }
+  if (parser_) {
+    MessageDelta parsed;
+    parser_->Flush(&parsed);
+    Add(std::move(parsed));
   }
   for (AnswerToken& t : waiting_) {
     if (!cut || t.text_begin < released_) delta_.tokens.push_back(std::move(t));

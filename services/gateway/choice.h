@@ -1,4 +1,4 @@
-// One choice of an answer: token events in; text, logprobs and tool calls out. Pure: the output depends on
+// One choice of an answer: token events in; message and logprobs out. Pure: the output depends on
 // the tokens only.
 #pragma once
 #include <memory>
@@ -8,7 +8,6 @@
 
 #include "services/gateway/api.h"
 #include "services/gateway/stop_scanner.h"
-#include "services/gateway/tool_parser.h"
 
 namespace consilium::gateway {
 
@@ -23,11 +22,9 @@ struct AnswerToken {
 };
 
 // What became certain since the last Take.
-struct Delta {
-  std::string text;             // completions, or chat content
-  std::vector<ToolCall> calls;  // chat
+struct Delta : MessageDelta {  // completions: content only
   std::vector<AnswerToken> tokens;
-  bool empty() const { return text.empty() && calls.empty() && tokens.empty(); }
+  bool empty() const { return content.empty() && reasoning.empty() && calls.empty() && tokens.empty(); }
 };
 
 size_t Characters(std::string_view utf8);
@@ -49,16 +46,17 @@ class Choice {
 
  private:
   void Release(std::string_view text);
+  void Add(MessageDelta parsed);
   void End(FinishReason reason, bool cut);
 
-  const bool include_stop_, parse_tools_, keep_logprobs_, parallel_calls_;
+  const bool include_stop_, keep_logprobs_, parallel_calls_;
   const uint32_t min_tokens_;
   const std::vector<TokenId> stop_ids_;
   TextStream stream_;
   StopScanner stop_;
-  std::optional<ToolParser> tools_;
-  std::vector<AnswerToken> waiting_;   // their text is not certain yet
-  size_t decoded_ = 0, released_ = 0;  // bytes of text
+  std::unique_ptr<OutputParser> parser_;  // null: all is content
+  std::vector<AnswerToken> waiting_;      // their text is not certain yet
+  size_t decoded_ = 0, released_ = 0;     // bytes of text
   uint32_t tokens_ = 0;
   uint32_t calls_ = 0;
   double logprob_sum_ = 0;

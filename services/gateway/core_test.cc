@@ -1,4 +1,4 @@
-// The pure parts: stop strings, tool calls, token streams, choices, worker choice.
+// The pure parts: stop strings, token streams, choices, worker choice.
 #include <gtest/gtest.h>
 
 #include <random>
@@ -74,61 +74,6 @@ TEST(StopScanner, GivesTheSameForAnySplit) {
   }
 }
 
-struct Parsed {
-  std::string content;
-  std::vector<ToolCall> calls;
-};
-Parsed ParseTools(const std::vector<std::string>& pieces) {
-  ToolParser parser;
-  Parsed out;
-  for (const std::string& piece : pieces) parser.Feed(piece, &out.content, &out.calls);
-  parser.Flush(&out.content, &out.calls);
-  return out;
-}
-
-TEST(ToolParser, TakesCallsOutOfTheText) {
-  const Parsed p = ParseTools(
-      {"Let me see. \n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"b\": 1, \"a\": \"x\"}}\n</tool_call>\n"
-       "<tool_call>{\"name\":\"g\"}</tool_call>"});
-  EXPECT_EQ(p.content, "Let me see.");
-  ASSERT_EQ(p.calls.size(), 2u);
-  EXPECT_EQ(p.calls[0].name, "f");
-  EXPECT_EQ(p.calls[0].arguments, R"({"b":1,"a":"x"})");
-  EXPECT_EQ(p.calls[1].arguments, "{}");
-}
-
-TEST(ToolParser, LeavesWhatIsNoCallInTheText) {
-  for (const std::string text :
-       {"a <tool_call>not json</tool_call> b", "a <tool_call>{\"name\": 3}</tool_call>", "a <tool_call>{\"na",
-        "just < text <tool", "<tool_call>[]</tool_call>"}) {
-    EXPECT_EQ(ParseTools({text}).content, text);
-    EXPECT_TRUE(ParseTools({text}).calls.empty());
-  }
-  const std::string deep = "<tool_call>{\"name\":\"f\",\"arguments\":" + std::string(5000, '[') +
-                           std::string(5000, ']') + "}</tool_call>";
-  EXPECT_EQ(ParseTools({deep}).content, deep);
-}
-
-TEST(ToolParser, TakesACallThatWasNotClosed) {
-  EXPECT_EQ(ParseTools({"<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n"}).calls.size(), 1u);
-}
-
-TEST(ToolParser, GivesTheSameForAnySplit) {
-  std::mt19937 random(2);
-  const std::string call =
-      "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"city\": \"Oslo\"}}\n</tool_call>";
-  for (const std::string& text :
-       {"Hi  \n" + call + "\n\n" + call + " \n bye ", "x <tool_call>bad</tool_call> y" + call,
-        call + "tail  ", std::string("no call \n ")}) {
-    const Parsed whole = ParseTools({text});
-    for (int round = 0; round < 200; ++round) {
-      const Parsed split = ParseTools(Pieces(text, &random));
-      ASSERT_EQ(split.content, whole.content);
-      ASSERT_EQ(split.calls.size(), whole.calls.size());
-    }
-  }
-}
-
 TEST(TokenStream, DropsAndComparesDuplicates) {
   SessionSubmit r;
   r.prompt = {1, 2, 3};
@@ -183,19 +128,19 @@ TEST(Choice, CutsTextAndLogprobsAtTheStopForRandomTokens) {
     for (uint32_t i = 0; i < ids.size() && !stopped; ++i) {
       stopped = choice.OnToken(Event(r, 0, 1 + i, ids[i]));
       Delta d = choice.Take();
-      all.text += d.text;
+      all.content += d.content;
       for (auto& t : d.tokens) all.tokens.push_back(t);
     }
     if (!stopped) {
       choice.OnFinish(FinishReason::kLength);
       Delta d = choice.Take();
-      all.text += d.text;
+      all.content += d.content;
       for (auto& t : d.tokens) all.tokens.push_back(t);
     }
-    ASSERT_EQ(all.text, text.substr(0, text.find(stop))) << "round " << round;
+    ASSERT_EQ(all.content, text.substr(0, text.find(stop))) << "round " << round;
     for (size_t i = 0; i < all.tokens.size(); ++i) {
       ASSERT_EQ(all.tokens[i].token, ids[i]);
-      ASSERT_LE(all.tokens[i].text_begin, all.text.size());
+      ASSERT_LE(all.tokens[i].text_begin, all.content.size());
     }
     ASSERT_EQ(choice.finish_reason(), "stop");
   }

@@ -1,4 +1,7 @@
 // Bad input, lost workers, lost clients, limits.
+#include <filesystem>
+#include <fstream>
+
 #include "services/gateway/gateway_fixture.h"
 
 namespace consilium::gateway {
@@ -341,6 +344,27 @@ TEST_F(GatewayTest, MapsWorkerErrorsToStatuses) {
   EXPECT_EQ(gateway_->router()->open_requests(), 0u);
 }
 
+TEST_F(GatewayTest, AsksTheNextWorkerWhenOneIsFullAndThenAnswers429) {
+  FakeClient* other = AddWorker("w2");
+  auto r = Chat();
+  FakeClient* first = worker_->submitted.empty() ? other : worker_;
+  FakeClient* second = first == worker_ ? other : worker_;
+  const auto refuse = [](FakeClient* w) {
+    SessionEvents step;
+    step.errors.push_back({w->submitted.back().request, absl::StatusCode::kResourceExhausted, "full", 1500});
+    w->sink->OnStep(std::move(step));
+  };
+  refuse(first);
+  EXPECT_EQ(r->status, 0);
+  ASSERT_EQ(second->submitted.size(), 1u);
+  EXPECT_EQ(second->submitted[0].attempt, 0u);
+  refuse(second);
+  EXPECT_EQ(r->status, 429);
+  EXPECT_EQ(r->header("Retry-After"), "2");
+  EXPECT_EQ(first->submitted.size(), 1u);
+  EXPECT_EQ(gateway_->router()->open_requests(), 0u);
+}
+
 TEST_F(GatewayTest, RefusesMoreRequestsThanAllowedWith429) {
   GatewayOptions options;
   options.router.requests_max = 1;
@@ -393,6 +417,20 @@ TEST(ModelInfo, SaysWhatIsMissing) {
   ASSERT_FALSE(model.ok());
   EXPECT_EQ(std::string(model.status().message()),
             "model /nonexistent: cannot read tokenizer.json (expected a Hugging Face folder)");
+}
+
+TEST(ModelInfo, SaysHowToMakeATokenizerJson) {
+  const std::string dir = ::testing::TempDir() + "/consilium-gateway-tokenizers";
+  for (const char* file : {"tokenizer.model", "tekken.json", "tiktoken.model"}) {
+    std::filesystem::create_directories(dir);
+    std::ofstream(dir + "/" + file) << "x";
+    const auto model = LoadModelInfo(dir, "x");
+    std::filesystem::remove_all(dir);
+    ASSERT_FALSE(model.ok());
+    const std::string message(model.status().message());
+    EXPECT_NE(message.find("tokenizer.json is missing"), std::string::npos) << message;
+    EXPECT_NE(message.find(std::string("(") + file + ")"), std::string::npos) << message;
+  }
 }
 
 TEST(ModelInfo, ReadsListsOfEndTokensAndTemplatesInTheTokenizerConfig) {

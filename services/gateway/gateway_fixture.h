@@ -108,8 +108,8 @@ inline SessionToken Event(const SessionSubmit& r, uint32_t choice, Position posi
 
 class GatewayTest : public ::testing::Test {
  protected:
-  void Make(GatewayOptions options = {}) {
-    auto model = LoadModelInfo(CONSILIUM_SOURCE_DIR "/models/demo", "demo");
+  void Make(GatewayOptions options = {}, const ParserNames& parsers = {}) {
+    auto model = LoadModelInfo(CONSILIUM_SOURCE_DIR "/models/demo", "demo", parsers);
     ASSERT_TRUE(model.ok()) << model.status();
     metrics_ = std::make_unique<Metrics>();
     gateway_ = std::make_unique<Gateway>(*std::move(model), std::move(options), metrics_.get());

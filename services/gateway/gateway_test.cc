@@ -324,7 +324,7 @@ TEST_F(GatewayTest, ReturnsToolCallsWholeAndStreamed) {
   EXPECT_TRUE(message["content"].is_null());
   EXPECT_EQ(message["tool_calls"][0]["type"], "function");
   EXPECT_EQ(message["tool_calls"][0]["function"]["name"], "get_weather");
-  EXPECT_EQ(message["tool_calls"][0]["function"]["arguments"], R"({"city":"Oslo"})");
+  EXPECT_EQ(message["tool_calls"][0]["function"]["arguments"], R"({"city": "Oslo"})");
 
   auto streamed = Chat({{"tools", kTools}, {"stream", true}});
   Say("I look. " + kCall + kCall);
@@ -335,10 +335,97 @@ TEST_F(GatewayTest, ReturnsToolCallsWholeAndStreamed) {
     if (!e["choices"][0]["delta"].contains("tool_calls")) continue;
     for (const Json& call : e["choices"][0]["delta"]["tool_calls"]) calls.push_back(call);
   }
-  ASSERT_EQ(calls.size(), 2u);
-  EXPECT_EQ(calls[1]["index"], 1);
-  EXPECT_NE(calls[0]["id"], calls[1]["id"]);
+  // Each call: first id and name, then pieces of the arguments.
+  std::vector<std::string> arguments(2), ids;
+  for (const Json& call : calls) {
+    ASSERT_LT(call["index"], 2);
+    if (call.contains("id")) {
+      ids.push_back(call["id"]);
+      EXPECT_EQ(call["index"], ids.size() - 1);
+      EXPECT_EQ(call["type"], "function");
+      EXPECT_EQ(call["function"]["name"], "get_weather");
+    } else {
+      EXPECT_FALSE(call["function"].contains("name"));
+    }
+    arguments[call["index"].get<size_t>()] += call["function"]["arguments"];
+  }
+  EXPECT_GT(calls.size(), 4u);
+  ASSERT_EQ(ids.size(), 2u);
+  EXPECT_NE(ids[0], ids[1]);
+  EXPECT_EQ(arguments, std::vector<std::string>(2, R"({"city": "Oslo"})"));
   EXPECT_EQ(events.back()["choices"][0]["finish_reason"], "tool_calls");
+}
+
+TEST_F(GatewayTest, ReturnsReasoningWholeAndStreamed) {
+  Make({}, {"hermes", "think"});
+  worker_ = AddWorker();
+  const std::string said = "<think>\nHm, 你好?\n</think>\n\nHello. " + kCall;
+  auto whole = Chat({{"tools", kTools}, {"logprobs", true}});
+  Say(said);
+  const Json message = whole->json()["choices"][0]["message"];
+  EXPECT_EQ(message["reasoning_content"], "Hm, 你好?");
+  EXPECT_EQ(message["content"], "Hello.");
+  EXPECT_EQ(message["tool_calls"].size(), 1u);
+  EXPECT_EQ(whole->json()["choices"][0]["logprobs"]["content"].size(), Ids(said).size());  // of all tokens
+
+  auto streamed = Chat({{"tools", kTools}, {"stream", true}});
+  Say(said);
+  std::string reasoning, arguments;
+  for (const Json& e : streamed->events()) {
+    const Json& delta = e["choices"][0]["delta"];
+    reasoning += delta.value("reasoning_content", "");
+    for (const Json& call : delta.value("tool_calls", Json::array()))
+      arguments += call["function"]["arguments"];
+  }
+  EXPECT_EQ(reasoning, message["reasoning_content"]);
+  EXPECT_EQ(StreamedContent(streamed->events()), message["content"]);
+  EXPECT_EQ(arguments, message["tool_calls"][0]["function"]["arguments"]);
+}
+
+TEST_F(GatewayTest, AnswersNullContentWhenOnlyReasoningCame) {
+  Make({}, {"none", "think"});
+  worker_ = AddWorker();
+  auto r = Chat({{"max_tokens", 5}});
+  Tokens(worker_, last(), Ids("<think>so it goes"));
+  Finish(worker_, last(), FinishReason::kLength);
+  EXPECT_EQ(r->json()["choices"][0]["message"]["reasoning_content"], "so it goes");
+  EXPECT_TRUE(r->json()["choices"][0]["message"]["content"].is_null());
+}
+
+// The demo's <|im_start|> and <|im_end|> are special; a kept one reaches the text, the others do not.
+TEST(Choice, KeepsTheSpecialTokensItsParserNeeds) {
+  OutputFormat format = *ChooseFormat("hermes", "none", "", "", *DemoTokenizer());
+  EXPECT_TRUE(format.kept_with_tools->empty());  // its markers are no special tokens here
+  format.tools = nullptr;
+  format.think_open = "<|im_start|>";
+  format.think_close = "|END|";
+  format.kept = std::make_shared<const std::vector<TokenId>>(std::vector<TokenId>{1});
+  ApiRequest request;
+  request.format = std::make_shared<const OutputFormat>(format);
+  request.parser.tools = false;
+  Choice choice(request, DemoTokenizer());
+  SessionSubmit r;
+  std::vector<TokenId> ids = {2, 1};  // the end token is left out, the marker is read
+  for (const TokenId id : Ids("why|END|Hi")) ids.push_back(id);
+  for (uint32_t i = 0; i < ids.size(); ++i) choice.OnToken(Event(r, 0, i, ids[i]));
+  choice.OnFinish(FinishReason::kStop);
+  const Delta d = choice.Take();
+  EXPECT_EQ(d.reasoning, "why");
+  EXPECT_EQ(d.content, "Hi");
+}
+
+TEST_F(GatewayTest, SendsUsageWithEveryChunkWhenAsked) {
+  auto r = Chat(
+      {{"stream", true}, {"stream_options", {{"include_usage", true}, {"continuous_usage_stats", true}}}});
+  Say("Hello there");
+  const auto events = r->events();
+  int64_t last_count = 0;
+  for (const Json& e : events) {
+    ASSERT_TRUE(e["usage"].is_object()) << e;
+    EXPECT_GE(e["usage"]["completion_tokens"], last_count);
+    last_count = e["usage"]["completion_tokens"];
+  }
+  EXPECT_EQ(last_count, static_cast<int64_t>(Ids("Hello there").size() + 1));
 }
 
 TEST_F(GatewayTest, KeepsToolsOutWithToolChoiceNone) {

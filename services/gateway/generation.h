@@ -83,7 +83,7 @@ class Generation {
   void AppendUsage(std::string* out) const;
   std::vector<uint32_t> BestChoices(size_t part) const;
   std::string CallId(uint32_t index, uint32_t call) const;
-  void AppendCalls(std::string* out, uint32_t index, uint32_t first, const std::vector<ToolCall>& calls,
+  void AppendCalls(std::string* out, uint32_t index, uint32_t* begun, const std::vector<CallDelta>& calls,
                    bool indexed) const;
   void AppendChatLogprobs(std::string* out, const std::vector<AnswerToken>& tokens) const;
   void AppendCompletionLogprobs(std::string* out, const std::vector<AnswerToken>& tokens,

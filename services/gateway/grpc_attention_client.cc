@@ -20,7 +20,10 @@ namespace pb = consilium::attention::v1;
 using Ms = std::chrono::milliseconds;
 
 constexpr Ms kBackoffMin{50}, kBackoffMax{1000};
-constexpr size_t kUnsentMax = 65536;        // messages a session may have unsent; beyond: UNAVAILABLE
+constexpr size_t kUnsentMax = 65536;  // messages a session may have unsent; beyond: UNAVAILABLE
+// A worker that is frozen, or whose host is gone, answers no ping: it is lost after at most the sum of both.
+// Attention workers take a ping a second (attention_service.cc).
+constexpr int kKeepaliveMs = 8000, kKeepaliveTimeoutMs = 5000;
 constexpr int kMessageBytesMax = 64 << 20;  // a submission carries its whole prompt
 
 std::shared_ptr<grpc::Channel> Dial(const std::string& address) {
@@ -30,6 +33,10 @@ std::shared_ptr<grpc::Channel> Dial(const std::string& address) {
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   args.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
+  args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  args.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  args.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  args.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);  // a session may be silent for hours
   args.SetMaxReceiveMessageSize(kMessageBytesMax);
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), args);
 }

@@ -15,9 +15,16 @@
 namespace consilium::gateway {
 namespace {
 
+std::string Joined(const std::vector<std::string>& names) {
+  std::string out;
+  for (const std::string& name : names) out += (out.empty() ? "" : ", ") + name;
+  return out;
+}
+
 struct Flags {
   std::string name = "gateway-0", listen = "127.0.0.1:8000", controller, model, model_name, api_key_file,
               port_file, cors_origin;
+  ParserNames parsers;
   std::vector<std::string> attention, api_keys;
   uint32_t threads = 2, shutdown_grace_ms = 10000, body_bytes_max = kHttpBodyBytesMax,
            connections_max = 20000;
@@ -33,6 +40,9 @@ struct Flags {
            "host:port of an attention worker, dialled without a controller; repeatable");
     o->Add(&model, "model", "Hugging Face folder: tokenizer, chat template, generation config");
     o->Add(&model_name, "model-name", "the model's id at the API; empty: the folder's name");
+    o->Add(&parsers.tools, "tool-parser", "format of the model's tool calls: " + Joined(ToolParserNames()));
+    o->Add(&parsers.reasoning, "reasoning-parser",
+           "format of the model's reasoning: " + Joined(ReasoningParserNames()));
     o->Add(&threads, "threads", "threads for HTTP", 1, 256);
     o->Add(&api_keys, "api-key", "a key clients must send; repeatable; none: no authentication");
     o->Add(&api_key_file, "api-key-file", "file with one key a line; lines with # are comments");
@@ -95,7 +105,8 @@ absl::StatusOr<std::shared_ptr<Process>> Start(Flags flags) {
   if (!dir.has_filename()) dir = dir.parent_path();
   ASSIGN_OR_RETURN(
       ModelInfo model,
-      LoadModelInfo(flags.model, flags.model_name.empty() ? dir.filename().string() : flags.model_name));
+      LoadModelInfo(flags.model, flags.model_name.empty() ? dir.filename().string() : flags.model_name,
+                    flags.parsers));
   model.created = static_cast<int64_t>(std::time(nullptr));
 
   auto process = std::make_shared<Process>();

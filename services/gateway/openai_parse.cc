@@ -30,7 +30,6 @@ constexpr std::string_view kRefused[] = {"functions",
                                          "truncate_prompt_tokens",
                                          "prompt_logprobs",
                                          "prompt_embeds",
-                                         "reasoning_effort",
                                          "web_search_options",
                                          "mm_processor_kwargs"};
 
@@ -146,7 +145,9 @@ void ReadCommon(Fields* f, const ModelInfo& model, const ParseLimits& limits, Ap
       return f->Fail(BadRequest("The 'stream_options' parameter is only allowed when 'stream' is enabled.",
                                 "stream_options"));
     std::optional<ApiError> inner;
-    out->include_usage = Fields(*options, &inner).Bool("include_usage", false);
+    Fields inside(*options, &inner);
+    out->include_usage = inside.Bool("include_usage", false);
+    out->continuous_usage = inside.Bool("continuous_usage_stats", false) && out->include_usage;
     if (inner) f->Fail(std::move(*inner));
   }
   for (const char* key : {"metadata", "store", "service_tier", "priority", "request_id", "best_of", "echo",
@@ -209,7 +210,8 @@ std::optional<ApiError> ParseChat(const std::string& body, const ModelInfo& mode
   auto max_tokens = f.Int("max_completion_tokens", 1, std::numeric_limits<int32_t>::max());
   const auto old_name = f.Int("max_tokens", 1, std::numeric_limits<int32_t>::max());
   if (!max_tokens) max_tokens = old_name;
-  auto prompt = f.ok() ? ChatPrompt(&f, &json, model, limits, &out->parse_tools) : std::nullopt;
+  out->format = model.format;
+  auto prompt = f.ok() ? ChatPrompt(&f, &json, model, limits, &out->parser) : std::nullopt;
   if (prompt) out->prompts.push_back(std::move(*prompt));
   if (f.ok()) FitContext(&f, limits, max_tokens, std::nullopt, out);
   out->ignored = f.Unused();
@@ -223,6 +225,9 @@ std::optional<ApiError> ParseCompletions(const std::string& body, const ModelInf
   std::optional<ApiError> error;
   Fields f(json, &error);
   out->endpoint = Endpoint::kCompletions;
+  if (f.Get("reasoning_effort") != nullptr)
+    f.Fail(BadRequest("'reasoning_effort' is not supported here; use /v1/chat/completions.",
+                      "reasoning_effort", "unsupported_parameter"));
   ReadCommon(&f, model, limits, out);
   out->top_logprobs = static_cast<int32_t>(f.Int("logprobs", 0, kTopLogprobsMax).value_or(-1));
   out->echo = f.Bool("echo", false);

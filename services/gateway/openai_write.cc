@@ -52,6 +52,12 @@ void Generation::BeginChunk(std::string* out) const {
 }
 
 void Generation::EndChunk(std::string* out) const {
+  if (request_.continuous_usage) {
+    *out += "],";
+    AppendUsage(out);
+    *out += "}\n\n";
+    return;
+  }
   *out += request_.include_usage ? "],\"usage\":null}\n\n" : "]}\n\n";
 }
 
@@ -63,21 +69,30 @@ std::string Generation::CallId(uint32_t index, uint32_t call) const {
   return out;
 }
 
-// `indexed`: as deltas, which carry the call's index.
-void Generation::AppendCalls(std::string* out, uint32_t index, uint32_t first,
-                             const std::vector<ToolCall>& calls, bool indexed) const {
+// `indexed`: as deltas, which carry the call's index. *begun: calls of the choice that have begun.
+void Generation::AppendCalls(std::string* out, uint32_t index, uint32_t* begun,
+                             const std::vector<CallDelta>& calls, bool indexed) const {
   *out += "\"tool_calls\":[";
-  for (uint32_t i = 0; i < calls.size(); ++i) {
+  for (size_t i = 0; i < calls.size(); ++i) {
+    const CallDelta& call = calls[i];
+    if (call.begins) ++*begun;
     *out += i > 0 ? ",{" : "{";
     if (indexed) {
       *out += "\"index\":";
-      AppendInt(out, first + i);
+      AppendInt(out, *begun - 1);
       *out += ",";
     }
-    *out += "\"id\":\"" + CallId(index, first + i) + "\",\"type\":\"function\",\"function\":{\"name\":";
-    AppendString(out, calls[i].name);
-    *out += ",\"arguments\":";
-    AppendString(out, calls[i].arguments);
+    if (call.begins) {
+      *out += "\"id\":";
+      AppendString(out, call.id.empty() ? CallId(index, *begun - 1) : call.id);
+      *out += ",\"type\":\"function\",\"function\":{\"name\":";
+      AppendString(out, call.name);
+      *out += ",";
+    } else {
+      *out += "\"function\":{";
+    }
+    *out += "\"arguments\":";
+    AppendString(out, call.arguments);
     *out += "}}";
   }
   *out += "]";
@@ -173,14 +188,21 @@ void Generation::StreamChat(uint32_t index, Sent* sent, Delta delta, const Choic
   }
   if (!delta.empty()) {
     begin();
-    if (!delta.text.empty() || delta.calls.empty()) {
+    const char* comma = "";
+    if (!delta.reasoning.empty()) {
+      *out += "\"reasoning_content\":";
+      AppendString(out, delta.reasoning);
+      comma = ",";
+    }
+    if (!delta.content.empty() || (delta.calls.empty() && delta.reasoning.empty())) {
+      *out += comma;
       *out += "\"content\":";
-      AppendString(out, delta.text);
+      AppendString(out, delta.content);
+      comma = ",";
     }
     if (!delta.calls.empty()) {
-      if (!delta.text.empty()) *out += ",";
-      AppendCalls(out, index, sent->calls, delta.calls, true);
-      sent->calls += static_cast<uint32_t>(delta.calls.size());
+      *out += comma;
+      AppendCalls(out, index, &sent->calls, delta.calls, true);
     }
     end(&delta.tokens, "");
   }
@@ -199,7 +221,7 @@ void Generation::StreamCompletion(uint32_t index, size_t part, Sent* sent, Delta
     text = EchoText(part);
     tokens = parts_[part].echo;
   }
-  text += delta.text;
+  text += delta.content;
   tokens.insert(tokens.end(), std::make_move_iterator(delta.tokens.begin()),
                 std::make_move_iterator(delta.tokens.end()));
   const bool finish = choice.finished() && !sent->finished;
@@ -257,14 +279,19 @@ std::string Generation::TakeEvents() {
 
 void Generation::AppendMessage(std::string* out, uint32_t index, const Delta& delta) const {
   *out += ",\"message\":{\"role\":\"assistant\",\"content\":";
-  if (delta.text.empty() && !delta.calls.empty())
+  if (delta.content.empty() && (!delta.calls.empty() || !delta.reasoning.empty()))
     *out += "null";
   else
-    AppendString(out, delta.text);
+    AppendString(out, delta.content);
   *out += ",\"refusal\":null";
+  if (!delta.reasoning.empty()) {
+    *out += ",\"reasoning_content\":";
+    AppendString(out, delta.reasoning);
+  }
   if (!delta.calls.empty()) {
+    uint32_t begun = 0;
     *out += ",";
-    AppendCalls(out, index, 0, delta.calls, false);
+    AppendCalls(out, index, &begun, delta.calls, false);
   }
   *out += "}";
 }
@@ -293,7 +320,7 @@ std::string Generation::Response() {
         std::vector<AnswerToken> tokens = parts_[p].echo;
         tokens.insert(tokens.end(), delta.tokens.begin(), delta.tokens.end());
         out += ",\"text\":";
-        AppendString(&out, text + delta.text);
+        AppendString(&out, text + delta.content);
         size_t chars = 0;
         out += ",\"logprobs\":";
         if (request_.top_logprobs < 0)

@@ -5,9 +5,10 @@
 namespace consilium::gateway {
 
 void CheckModel(Fields* f, const ModelInfo& model, bool required);
-// Renders the messages and tokenizes; used by chat and by /tokenize. *tools_used: the template saw tools.
+// Renders the messages and tokenizes; used by chat and by /tokenize. *parser: what the answer's parser must
+// know.
 std::optional<Prompt> ChatPrompt(Fields* f, Json* body, const ModelInfo& model, const ParseLimits& limits,
-                                 bool* tools_used);
+                                 ParserContext* parser);
 // "prompt" of completions in its four forms.
 void ReadPrompts(Fields* f, const ModelInfo& model, const ParseLimits& limits, ApiRequest* out);
 

@@ -173,6 +173,35 @@ Json ReadTools(Fields* f, bool* use) {
   return *use ? *tools : Json(nullptr);
 }
 
+// Parameters whose schema says string, for formats that write values without quotes.
+void AddStringParameters(const Json& tools, ParserContext* parser) {
+  if (!tools.is_array()) return;
+  for (const Json& tool : tools) {
+    const Json& function = tool["function"];
+    const auto schema = function.find("parameters");
+    if (schema == function.end() || !schema->is_object()) continue;
+    const auto properties = schema->find("properties");
+    if (properties == schema->end() || !properties->is_object()) continue;
+    for (const auto& [name, property] : properties->items()) {
+      if (property.is_object() && property.contains("type") && property["type"] == "string")
+        parser->string_parameters.emplace(function["name"].get<std::string>(), name);
+    }
+  }
+}
+
+// Only for models whose template takes it: elsewhere it would be a promise without effect.
+void ReadReasoningEffort(Fields* f, const ModelInfo& model, Json* context) {
+  const auto effort = f->String("reasoning_effort");
+  if (!effort) return;
+  if (!model.reasoning_effort)
+    return f->Fail(BadRequest("'reasoning_effort' is not supported by this model.", "reasoning_effort",
+                              "unsupported_parameter"));
+  if (*effort != "low" && *effort != "medium" && *effort != "high")
+    return f->Fail(BadRequest("Invalid value for 'reasoning_effort': expected low, medium or high.",
+                              "reasoning_effort", "invalid_value"));
+  (*context)["reasoning_effort"] = *effort;
+}
+
 }  // namespace
 
 void CheckModel(Fields* f, const ModelInfo& model, bool required) {
@@ -189,7 +218,7 @@ void CheckModel(Fields* f, const ModelInfo& model, bool required) {
 }
 
 std::optional<Prompt> ChatPrompt(Fields* f, Json* body, const ModelInfo& model, const ParseLimits& limits,
-                                 bool* tools_used) {
+                                 ParserContext* parser) {
   Json context = Json::object();
   if (const Json* kwargs = f->Get("chat_template_kwargs")) {
     if (!kwargs->is_object())
@@ -197,7 +226,8 @@ std::optional<Prompt> ChatPrompt(Fields* f, Json* body, const ModelInfo& model, 
     else
       context = *kwargs;
   }
-  context["tools"] = ReadTools(f, tools_used);
+  context["tools"] = ReadTools(f, &parser->tools);
+  ReadReasoningEffort(f, model, &context);
   context["add_generation_prompt"] = f->Bool("add_generation_prompt", true);
   if (const Json* documents = f->Get("documents")) context["documents"] = *documents;
   auto messages = ReadMessages(f, body);
@@ -206,6 +236,7 @@ std::optional<Prompt> ChatPrompt(Fields* f, Json* body, const ModelInfo& model, 
     f->Fail(BadRequest("The model `" + model.name + "` has no chat template; use /v1/completions.", "model"));
     return std::nullopt;
   }
+  AddStringParameters(context["tools"], parser);
   context["messages"] = std::move(*messages);
   context["bos_token"] = model.bos_token;
   context["eos_token"] = model.eos_token;
@@ -214,6 +245,7 @@ std::optional<Prompt> ChatPrompt(Fields* f, Json* body, const ModelInfo& model, 
     f->Fail(BadRequest(Message(text.status()), "messages"));
     return std::nullopt;
   }
+  parser->starts_thinking = model.format->StartsThinking(*text);
   auto ids = Encode(f, model, limits, *text, f->Bool("add_special_tokens", false), "messages");
   if (!ids) return std::nullopt;
   if (ids->empty()) f->Fail(BadRequest("The rendered prompt is empty.", "messages"));
@@ -315,8 +347,8 @@ std::optional<ApiError> Tokenize(const std::string& body, const ModelInfo& model
   any_length.context_tokens = std::numeric_limits<uint32_t>::max();
   std::optional<std::vector<TokenId>> ids;
   if (f.Get("messages") != nullptr) {
-    bool tools = false;
-    if (auto prompt = ChatPrompt(&f, &json, model, any_length, &tools)) ids = std::move(prompt->ids);
+    ParserContext parser;
+    if (auto prompt = ChatPrompt(&f, &json, model, any_length, &parser)) ids = std::move(prompt->ids);
   } else if (const auto text = f.String("prompt")) {
     ids = Encode(&f, model, any_length, *text, f.Bool("add_special_tokens", true), "prompt");
   } else {

@@ -135,7 +135,7 @@ std::shared_ptr<StreamRouter::Worker> StreamRouter::Choose(const SessionPtr& ses
   std::vector<std::shared_ptr<Worker>> workers;
   for (const auto& [key, w] : workers_) {
     const bool fits = session->identity.empty() || session->identity == Fingerprint(w->info);
-    views.push_back({w->info.worker, w->up && !w->draining && fits,
+    views.push_back({w->info.worker, w->up && !w->draining && fits && !p.full.contains(key),
                      static_cast<uint32_t>(w->requests.size()) + w->load.waiting});
     workers.push_back(w);
   }
@@ -156,6 +156,16 @@ std::shared_ptr<StreamRouter::Worker> StreamRouter::Choose(const SessionPtr& ses
     session->generation().set_fingerprint(session->identity);
   }
   return worker;
+}
+
+// A worker is ready that has not yet refused it.
+bool StreamRouter::AnotherMayTake(const SessionPtr& session, size_t part) {
+  std::lock_guard lock(mu_);
+  return std::any_of(workers_.begin(), workers_.end(), [&](const auto& entry) {
+    const auto& [key, w] = entry;
+    return w->up && !w->draining && session->identity == Fingerprint(w->info) &&
+           !session->parts[part].full.contains(key);
+  });
 }
 
 void StreamRouter::Submit(const SessionPtr& session, size_t part) {

@@ -75,6 +75,7 @@ class StreamRouter {
   void HandleError(const SessionPtr& session, size_t part, const SessionError& event);
   void ObserveToken(Session* session, size_t part, uint32_t choice);
 
+  bool AnotherMayTake(const SessionPtr& session, size_t part);
   std::shared_ptr<Worker> Choose(const SessionPtr& session, size_t part);
   void OnWelcome(Worker* worker, const WorkerWelcome& info);
   void OnStep(Worker* worker, SessionEvents step);

@@ -110,6 +110,7 @@ void StreamRouter::OnStep(Worker* worker, SessionEvents step) {
     }
   };
   each(step.accepted, accepted, [](const SessionPtr& s, size_t part, const SessionAccepted& e) {
+    s->parts[part].full.clear();
     s->generation().OnAccepted(part, e.cached_tokens);
   });
   each(step.tokens, tokens,
@@ -176,16 +177,23 @@ void StreamRouter::ObserveToken(Session* session, size_t part, uint32_t choice) 
 
 void StreamRouter::HandleError(const SessionPtr& session, size_t part, const SessionError& event) {
   Session::Part& p = session->parts[part];
+  const bool busy = event.code == absl::StatusCode::kResourceExhausted;
   if (p.worker) {
     std::lock_guard lock(mu_);
     p.worker->requests.erase(p.id);
+    if (busy) p.full.insert(p.worker->key);
   }
-  const bool busy = event.code == absl::StatusCode::kResourceExhausted;
   const bool gone = event.code == absl::StatusCode::kUnavailable || event.code == absl::StatusCode::kAborted;
   if (gone || (busy && session->generation().any_output())) {
     log::Warn("submission given back by the worker",
               {{"request_id", session->start.request_id}, {"why", event.text}});
+    p.full.clear();  // it waits anyway
     return Retry(session, part, std::max(event.retry_after_ms, kRetryDelayMs));
+  }
+  if (busy && AnotherMayTake(session, part)) {
+    log::Debug("worker full; the next one is asked", {{"request_id", session->start.request_id}});
+    p.worker = nullptr;
+    return Submit(session, part);
   }
   ApiError error;
   switch (event.code) {

@@ -78,6 +78,7 @@ struct StreamRouter::Session {
     MonoTime wait_until = 0;  // 0: not waiting
     std::optional<DeadlineTimer::Id> timer;
     std::vector<MonoTime> last_token;  // by choice
+    std::set<std::string> full;        // workers that had no room for it; forgotten once one takes it
   };
   std::mutex mu;
   Start start;

@@ -49,6 +49,7 @@ class Oracle {
       x.emplace_back(embed.values.begin() + t * embed.columns,
                      embed.values.begin() + (t + 1) * embed.columns);
     for (size_t layer = 0; layer < spec_.layers.size(); ++layer) {
+      layer_ = layer;
       prefix_ = "layers." + std::to_string(layer) + ".";
       std::vector<Vec> h;
       for (const Vec& row : x) h.push_back(Norm(row, "input_norm", spec_.norm_eps));
@@ -205,7 +206,8 @@ class Oracle {
       for (size_t t = 0; t < h.size(); ++t) {
         Vec q = Slice(Read("q").Times(h[t].data()), head * g.head_dim, g.head_dim);
         Rope(q.data(), t);
-        const Vec y = Attend(q, keys, values, t, g.window, 1 / std::sqrt(static_cast<double>(g.head_dim)));
+        const Vec y = Attend(q, keys, values, t, spec_.layers[layer_].window,
+                             1 / std::sqrt(static_cast<double>(g.head_dim)));
         out[t].insert(out[t].end(), y.begin(), y.end());
       }
     }
@@ -244,6 +246,7 @@ class Oracle {
   const ModelSpec spec_;
   const Manifest manifest_;
   std::unique_ptr<ModelStore> store_;
+  size_t layer_ = 0;
   std::string prefix_;
   std::map<std::string, Matrix> cache_;
   std::map<std::pair<size_t, size_t>, std::vector<Matrix>> experts_;

@@ -19,14 +19,16 @@ class Exactness : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
     dir_ = std::string(CONSILIUM_SOURCE_DIR) + "/models/demo";
-    if (!GetParam().demo) {
+    if (GetParam().golden != nullptr) {
+      dir_ = std::string(CONSILIUM_SOURCE_DIR) + "/tests/golden/" + GetParam().golden;
+    } else if (!GetParam().demo) {
       dir_ = folder_.path() + "/model";
       const auto status = WriteTinyCheckpoint(GetParam().config, dir_);
       ASSERT_TRUE(status.ok()) << ToString(status);
     }
     base_ = Open();
     tokens_ = Tokens(1, kTokens);
-    expected_ = base_->Prefill(base_->AddSequence(), tokens_, kTokens);
+    expected_ = base_->Prefill(base_->AddSequence(kTokens), tokens_, kTokens);
     for (float v : expected_) ASSERT_TRUE(std::isfinite(v));
   }
   std::unique_ptr<LocalDecoder> Open(LocalDecoderOptions options = {}) {
@@ -69,7 +71,7 @@ class Exactness : public ::testing::TestWithParam<Case> {
 TEST_P(Exactness, ChunksOfAPromptGiveTheSameBits) {
   for (size_t chunk : {1, 7, 16}) {
     const auto d = Open();
-    ExpectSame(d->Prefill(d->AddSequence(), tokens_, chunk), "chunk " + std::to_string(chunk));
+    ExpectSame(d->Prefill(d->AddSequence(kTokens), tokens_, chunk), "chunk " + std::to_string(chunk));
   }
 }
 
@@ -80,7 +82,7 @@ TEST_P(Exactness, EveryTableAndThreadCountGivesTheSameBits) {
       options.ops = ops;
       options.threads = threads;
       const auto d = Open(options);
-      ExpectSame(d->Prefill(d->AddSequence(), tokens_, kTokens),
+      ExpectSame(d->Prefill(d->AddSequence(kTokens), tokens_, kTokens),
                  std::string(ops) + ", threads " + std::to_string(threads));
     }
   }
@@ -92,7 +94,7 @@ TEST_P(Exactness, NeighboursInTheBatchChangeNothing) {
   options.kv_blocks = 128;
   const auto d = Open(options);
   // Sequence 1 is ours; 0, 2 and 3 are others of other lengths, mixed prompt and decode rows.
-  for (int i = 0; i < 4; ++i) d->AddSequence();
+  for (int i = 0; i < 4; ++i) d->AddSequence(kTokens);
   const auto other = Tokens(2, 200);
   size_t mine = 0;
   for (size_t step = 0; mine < kTokens; ++step) {
@@ -119,7 +121,7 @@ TEST_P(Exactness, OverlappingFlightsChangeNothing) {
   options.flights = 2;
   options.threads = 2;
   const auto d = Open(options);
-  const uint32_t a = d->AddSequence(), b = d->AddSequence();
+  const uint32_t a = d->AddSequence(kTokens), b = d->AddSequence(kTokens);
   const auto other = Tokens(3, 40);
   const auto first = d->Begin(0, {Feed{a, tokens_, true}});
   const auto second = d->Begin(1, {Feed{b, other, true}});
@@ -129,14 +131,14 @@ TEST_P(Exactness, OverlappingFlightsChangeNothing) {
     more = one || two;
   }
   ExpectSame(All(*d, a, kTokens), "overlapping flights");
-  ExpectSameAs(base_->Prefill(base_->AddSequence(), other, other.size()), All(*d, b, other.size()),
+  ExpectSameAs(base_->Prefill(base_->AddSequence(kTokens), other, other.size()), All(*d, b, other.size()),
                "the other flight");
 }
 
 // A page that goes to another backend carries all that later tokens need.
 TEST_P(Exactness, ExportedBlocksContinueElsewhere) {
   const auto from = Open(), to = Open();
-  const uint32_t a = from->AddSequence(), b = to->AddSequence();
+  const uint32_t a = from->AddSequence(kTokens), b = to->AddSequence(kTokens);
   from->Prefill(a, tokens_, kTokens);
   to->Prefill(b, Tokens(9, 64), 64);  // reserves blocks and fills them with something else
   for (size_t i = 0; i < 4; ++i) {
@@ -152,7 +154,7 @@ TEST_P(Exactness, ExportedBlocksContinueElsewhere) {
   EXPECT_FALSE(to->layers().ExportBlock(KvBlockId(9999), &none).ok());
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Exactness, ::testing::ValuesIn(TinyCases()),
+INSTANTIATE_TEST_SUITE_P(All, Exactness, ::testing::ValuesIn(ExactCases()),
                          [](const auto& param_info) { return std::string(param_info.param.name); });
 
 }  // namespace

@@ -63,7 +63,7 @@ TEST_P(Reference, EveryLogitIsWithinTolerance) {
   const auto decoder = LocalDecoder::Open(dir_);
   for (int p = 0; p < 3; ++p) {
     const auto ids = golden_.Tokens(Key(p, "ids"));
-    const double d = MaxDifference(decoder->Prefill(decoder->AddSequence(), ids, ids.size()),
+    const double d = MaxDifference(decoder->Prefill(decoder->AddSequence(ids.size()), ids, ids.size()),
                                    golden_.Floats(Key(p, "logits")));
     std::printf("%s prompt %d: %zu tokens, largest logit difference %.3g, tolerance %.3g\n", GetParam(), p,
                 ids.size(), d, tolerance_["logits"].get<double>());
@@ -92,7 +92,8 @@ TEST_P(Reference, RouterChoosesTheSameExpertsInTheSameOrder) {
   LocalDecoderOptions options;
   options.observer = trace.Observer();
   const auto decoder = LocalDecoder::Open(dir_, options);
-  decoder->Step({Feed{decoder->AddSequence(), golden_.Tokens(Key(2, "ids")), true}});
+  const auto prompt = golden_.Tokens(Key(2, "ids"));
+  decoder->Step({Feed{decoder->AddSequence(prompt.size()), prompt, true}});
   ASSERT_EQ(trace.router_ids.size(), decoder->spec().moe_layers());
   for (const auto& [layer, ids] : trace.router_ids) {
     const std::string prefix = Key(2, "router." + std::to_string(layer) + ".");
@@ -115,7 +116,12 @@ TEST_P(Reference, GreedyContinuationsAreTokenEqual) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Reference, ::testing::Values("mixtral", "deepseek_v3", "kimi_k2"),
+INSTANTIATE_TEST_SUITE_P(All, Reference,
+                         ::testing::Values("dbrx", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "dots1",
+                                           "ernie4_5_moe", "glm4_moe", "gpt_oss", "granitemoe",
+                                           "granitemoeshared", "grok1", "hunyuan_v1_moe", "kimi_k2", "llama4",
+                                           "minimax_m2", "mistral4", "mistral_large_3", "mixtral", "olmoe",
+                                           "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_moe_fused"),
                          [](const auto& param_info) { return std::string(param_info.param); });
 
 // The demo's golden file states no tolerance. Its card gives 1.4e-5 between two f32 implementations over 600

@@ -47,8 +47,9 @@ std::unique_ptr<LocalDecoder> LocalDecoder::Open(const std::string& dir, LocalDe
   CHECK_MSG(layers.ok(), ToString(layers.status()));
   d->layers_ = *std::move(layers);
   d->experts_ = std::make_unique<CpuExpertBackend>(
-      CpuExpertOptions{d->spec_.hidden, d->spec_.expert_inter, d->spec_.activation, nullptr, nullptr}, *ops,
-      d->pool_.get());
+      CpuExpertOptions{d->spec_.hidden, d->spec_.expert_inter, d->spec_.activation, d->spec_.swiglu_alpha,
+                       d->spec_.swiglu_limit, nullptr, nullptr},
+      *ops, d->pool_.get());
   for (const ExpertEntry& e : d->manifest_.experts) {
     const auto handle = d->experts_->Load(e, store.get());
     CHECK_MSG(handle.ok(), ToString(handle.status()));
@@ -57,8 +58,10 @@ std::unique_ptr<LocalDecoder> LocalDecoder::Open(const std::string& dir, LocalDe
   return d;
 }
 
-uint32_t LocalDecoder::AddSequence() {
+uint32_t LocalDecoder::AddSequence(size_t longest) {
   sequences_.emplace_back();
+  const uint32_t from = layers_->shape().long_context_from;
+  sequences_.back().long_context = from != 0 && longest > from;
   return static_cast<uint32_t>(sequences_.size() - 1);
 }
 
@@ -98,7 +101,8 @@ std::unique_ptr<LocalDecoder::Flight> LocalDecoder::Begin(uint32_t slot, const s
           {feed.tokens[i], s.length, index, feed.tokens.size() > 1 ? RowKind::kPrompt : RowKind::kDecode});
     }
   }
-  for (uint32_t number : flight->sequences) flight->batch.sequences.push_back({sequences_[number].blocks});
+  for (uint32_t number : flight->sequences)
+    flight->batch.sequences.push_back({sequences_[number].blocks, sequences_[number].long_context});
   feed_sequence_ = flight->sequences;
   StageJob job;
   job.flight = FlightId(slot);
@@ -179,7 +183,7 @@ std::vector<float> LocalDecoder::Prefill(uint32_t sequence, std::span<const Toke
 }
 
 std::vector<TokenId> LocalDecoder::Greedy(std::span<const TokenId> prompt, size_t count) {
-  const uint32_t sequence = AddSequence();
+  const uint32_t sequence = AddSequence(prompt.size() + count);
   std::vector<TokenId> out = Step({Feed{sequence, {prompt.begin(), prompt.end()}, false}});
   while (out.size() < count) out.push_back(Step({Feed{sequence, {out.back()}, false}})[0]);
   return out;

@@ -40,7 +40,8 @@ class LocalDecoder {
 
   const ModelSpec& spec() const { return spec_; }
   CpuLayerBackend& layers() { return *layers_; }
-  uint32_t AddSequence();
+  // `longest`: tokens it may come to; decides between the two rotary tables of longrope.
+  uint32_t AddSequence(size_t longest = 0);
   // One flight; the result holds the greedy token after each feed's last row.
   std::vector<TokenId> Step(const std::vector<Feed>& feeds);
   // Logits of (sequence, position) seen so far.
@@ -63,6 +64,7 @@ class LocalDecoder {
   struct Sequence {
     std::vector<KvBlockId> blocks;
     Position length = 0;
+    bool long_context = false;
   };
   LocalDecoder() = default;
   void RunExperts(Flight* flight);

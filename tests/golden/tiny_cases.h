@@ -10,17 +10,18 @@ struct Case {
   const char* name;
   TinyConfig config;
   bool demo = false;
+  const char* golden = nullptr;  // a folder beside this file instead
 };
 
 inline Case Tiny(const char* name, auto change) {
-  Case c{name, {}, false};
+  Case c{name, {}, false, nullptr};
   change(&c.config);
   return c;
 }
 
 inline std::vector<Case> TinyCases() {
   return {
-      {"demo", {}, true},
+      {"demo", {}, true, nullptr},
       Tiny("deepseek", [](TinyConfig*) {}),
       Tiny("deepseek_odd",
            [](TinyConfig* c) {
@@ -52,6 +53,17 @@ inline std::vector<Case> TinyCases() {
              c->rope_scaling = R"({"type":"linear","factor":2})";
            }),
   };
+}
+
+// The same and one golden folder for each attention and gate kind.
+inline std::vector<Case> ExactCases() {
+  std::vector<Case> cases = TinyCases();
+  for (const char* folder : {"dbrx", "deepseek_v2", "ernie4_5_moe", "glm4_moe", "gpt_oss", "granitemoeshared",
+                             "grok1", "hunyuan_v1_moe", "llama4", "minimax_m2", "mistral4", "olmoe", "phimoe",
+                             "qwen2_moe", "qwen3_moe_fused"}) {
+    cases.push_back({folder, {}, false, folder});
+  }
+  return cases;
 }
 
 }  // namespace consilium

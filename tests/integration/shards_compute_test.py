@@ -100,11 +100,14 @@ class ShardsComputeTest(unittest.TestCase):
         for shards in (1, 3):
             with self.subTest(shards=shards), cluster.Cluster("--no-prefix-cache", experts=shards) as c:
                 def total(what, c=c):
-                    return sum(v for k, v in c.metrics("expert").items() if k.startswith(what))
+                    role = "attention" if what.startswith("consilium_attention") else "expert"
+                    return sum(v for k, v in c.metrics(role).items() if k.startswith(what))
 
                 def cost(tokens, c=c):
                     names = ('consilium_expert_bytes_total{direction="in"', 'consilium_expert_bytes_total{direction="out"',
-                             "consilium_expert_calls_total")
+                             "consilium_expert_calls_total",
+                             'consilium_attention_call_bytes_total{direction="out"',
+                             'consilium_attention_call_bytes_total{direction="in"')
                     before = [total(name) for name in names]
                     status, answer, _ = api.post(c.url, "/v1/completions", {
                         "model": "demo", "prompt": [5, 6, 7], "max_tokens": tokens, "ignore_eos": True, "seed": 1})
@@ -112,7 +115,8 @@ class ShardsComputeTest(unittest.TestCase):
                     return [total(name) - b for name, b in zip(names, before)]
 
                 short, long = cost(10), cost(60)  # the difference is 50 decode tokens
-                call, result, calls = (b - a for a, b in zip(short, long))
+                call, result, calls, sent, received = (b - a for a, b in zip(short, long))
+                self.assertEqual((sent, received), (call, result), "both ends count the same frames")
                 self.assertEqual(call, calls * (128 + 4 * hidden))
                 self.assertEqual(result, calls * 128 + 50 * layers * top_k * 4 * hidden)
                 if shards == 1:

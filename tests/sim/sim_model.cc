@@ -81,6 +81,8 @@ class TinySimModel final : public SimModel {
     options.hidden = spec_.hidden;
     options.inter = spec_.expert_inter;
     options.activation = spec_.activation;
+    options.swiglu_alpha = spec_.swiglu_alpha;
+    options.swiglu_limit = spec_.swiglu_limit;
     return std::make_unique<CpuExpertBackend>(options, ops_, nullptr);
   }
   const ExpertEntry& entry(LayerId layer, ExpertId expert) const override {

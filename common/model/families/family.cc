@@ -1,9 +1,12 @@
 #include "common/model/families/family.h"
 
+#include <algorithm>
+#include <charconv>
+#include <tuple>
+
+#include "common/model/families/table.h"
+
 namespace consilium {
-namespace {
-constexpr const Family* kFamilies[] = {&kDeepseekV3, &kMixtral};
-}  // namespace
 
 std::span<const Family* const> Families() { return kFamilies; }
 
@@ -16,50 +19,89 @@ const Family* FindFamily(std::string_view model_type) {
   return nullptr;
 }
 
+const Family* FamilyNamed(std::string_view name) {
+  for (const Family* family : kFamilies) {
+    if (family->name == name) return family;
+  }
+  return nullptr;
+}
+
 std::string LayerRole(uint32_t layer, std::string_view suffix) {
   return "layers." + std::to_string(layer) + "." + std::string(suffix);
 }
 
-void RoleList::Add(ModelPart part, std::string role, std::string name, std::vector<uint64_t> shape) {
+bool UsuallyIgnored(const ModelSpec& spec, std::string_view tensor) {
+  if (tensor.ends_with("rotary_emb.inv_freq") || (spec.tied_embeddings && tensor == "lm_head.weight"))
+    return true;
+  constexpr std::string_view kPrefix = "model.layers.";
+  if (!tensor.starts_with(kPrefix)) return false;
+  const char* begin = tensor.data() + kPrefix.size();
+  uint32_t layer = 0;
+  const auto [end, error] = std::from_chars(begin, tensor.data() + tensor.size(), layer);
+  return error == std::errc() && end != begin && layer >= spec.layers.size();
+}
+
+void RoleList::Add(ModelPart part, std::string role, std::string name, std::vector<uint64_t> shape,
+                   TensorPiece piece) {
   TensorRole r;
   r.part = part;
   r.role = std::move(role);
   r.name = std::move(name);
   r.shape = std::move(shape);
+  r.piece = std::move(piece);
   roles.push_back(std::move(r));
 }
 
-void RoleList::AddEnds() {
-  Add(ModelPart::kEmbedding, "embed", "model.embed_tokens.weight", {spec_.vocab, spec_.hidden});
-  Add(ModelPart::kNorm, "final_norm", "model.norm.weight", {spec_.hidden});
-  if (!spec_.tied_embeddings) Add(ModelPart::kHead, "head", "lm_head.weight", {spec_.vocab, spec_.hidden});
+std::string RoleList::FirstOf(std::initializer_list<std::string> names) const {
+  for (const std::string& name : names) {
+    if (Has(name)) return name;
+  }
+  return *names.begin();
 }
 
-void RoleList::AddBlockNorms(uint32_t layer, const std::string& prefix) {
-  Add(ModelPart::kNorm, LayerRole(layer, "input_norm"), prefix + "input_layernorm.weight", {spec_.hidden});
-  Add(ModelPart::kNorm, LayerRole(layer, "post_norm"), prefix + "post_attention_layernorm.weight",
-      {spec_.hidden});
+void RoleList::AddNorm(const std::string& role, const std::string& name, uint64_t n, const FileNames& names) {
+  Add(ModelPart::kNorm, role, name + std::string(names.norm_weight), {n});
+  if (spec_.norm_bias) Add(ModelPart::kNorm, role + "_bias", name + ".bias", {n});
 }
 
-void RoleList::AddAttention(uint32_t layer, const std::string& prefix) {
+void RoleList::AddEnds(const FileNames& names) {
+  const std::string root(names.root);
+  Add(ModelPart::kEmbedding, "embed", root + std::string(names.embed), {spec_.vocab, spec_.hidden});
+  std::string norm = root + std::string(names.norm);
+  norm.resize(norm.size() - std::string_view(".weight").size());
+  AddNorm("final_norm", norm, spec_.hidden, names);
+  if (spec_.tied_embeddings) return;
+  const std::string head(names.head);
+  Add(ModelPart::kHead, "head", head, {spec_.vocab, spec_.hidden});
+  if (spec_.head_bias)
+    Add(ModelPart::kHead, "head_bias", head.substr(0, head.rfind('.')) + ".bias", {spec_.vocab});
+}
+
+void RoleList::AddBlockNorms(uint32_t layer, const std::string& prefix, const FileNames& names) {
+  AddNorm(LayerRole(layer, "input_norm"), prefix + std::string(names.input_norm), spec_.hidden, names);
+  AddNorm(LayerRole(layer, "post_norm"), prefix + std::string(names.post_norm), spec_.hidden, names);
+}
+
+void RoleList::AddAttention(uint32_t layer, const std::string& prefix, const FileNames& names) {
   const auto add = [&](std::string_view suffix, const std::string& name, std::vector<uint64_t> shape) {
     Add(ModelPart::kAttention, LayerRole(layer, suffix), prefix + name, std::move(shape));
   };
   const uint64_t hidden = spec_.hidden;
   if (spec_.mla_attention) {
     const MlaSpec& m = spec_.mla;
+    const auto name = [&](int i) { return std::string(names.mla[i]) + ".weight"; };
     const uint64_t q_width = uint64_t{m.heads} * (m.nope + m.rope);
     if (m.q_lora == 0) {
       add("q", "q_proj.weight", {q_width, hidden});
     } else {
-      add("q_a", "q_a_proj.weight", {m.q_lora, hidden});
-      add("q_a_norm", "q_a_layernorm.weight", {m.q_lora});
-      add("q_b", "q_b_proj.weight", {q_width, m.q_lora});
+      add("q_a", name(0), {m.q_lora, hidden});
+      add("q_a_norm", name(1), {m.q_lora});
+      add("q_b", name(2), {q_width, m.q_lora});
     }
-    add("kv_a", "kv_a_proj_with_mqa.weight", {uint64_t{m.kv_lora} + m.rope, hidden});
-    add("kv_a_norm", "kv_a_layernorm.weight", {m.kv_lora});
-    add("kv_b", "kv_b_proj.weight", {uint64_t{m.heads} * (m.nope + m.v_dim), m.kv_lora});
-    add("o", "o_proj.weight", {hidden, uint64_t{m.heads} * m.v_dim});
+    add("kv_a", name(3), {uint64_t{m.kv_lora} + m.rope, hidden});
+    add("kv_a_norm", name(4), {m.kv_lora});
+    add("kv_b", name(5), {uint64_t{m.heads} * (m.nope + m.v_dim), m.kv_lora});
+    add("o", name(6), {hidden, uint64_t{m.heads} * m.v_dim});
     return;
   }
   const GqaSpec& g = spec_.gqa;
@@ -74,6 +116,12 @@ void RoleList::AddAttention(uint32_t layer, const std::string& prefix) {
     add("v_bias", "v_proj.bias", {kv_width});
   }
   if (g.o_bias) add("o_bias", "o_proj.bias", {hidden});
+  if (g.qk_norm != QkNorm::kNone && g.qk_norm != QkNorm::kUnitRotated) {
+    const bool whole = g.qk_norm == QkNorm::kProjection;
+    add("q_norm", std::string(names.q_norm) + ".weight", {whole ? q_width : g.head_dim});
+    add("k_norm", std::string(names.k_norm) + ".weight", {whole ? kv_width : g.head_dim});
+  }
+  if (g.sinks) add("sinks", "sinks", {g.q_heads});
 }
 
 void RoleList::AddMlp(ModelPart part, uint32_t layer, const std::string& group, const std::string& prefix,
@@ -86,36 +134,114 @@ void RoleList::AddMlp(ModelPart part, uint32_t layer, const std::string& group, 
   }
 }
 
+void RoleList::AddExpert(uint32_t layer, uint32_t expert, ExpertPart part, std::string name,
+                         TensorPiece piece) {
+  TensorRole r;
+  r.part = ModelPart::kExperts;
+  r.name = std::move(name);
+  r.shape = {spec_.expert_inter, spec_.hidden};
+  if (part == ExpertPart::kDown) r.shape = {spec_.hidden, spec_.expert_inter};
+  r.piece = std::move(piece);
+  r.layer = LayerId(static_cast<uint16_t>(layer));
+  r.expert = ExpertId(static_cast<uint16_t>(expert));
+  r.expert_part = part;
+  roles.push_back(std::move(r));
+}
+
+void RoleList::AddExpertBias(uint32_t layer, uint32_t expert, ExpertPart part, std::string name,
+                             TensorPiece piece) {
+  AddExpert(layer, expert, part, std::move(name), std::move(piece));
+  roles.back().shape.resize(1);
+  roles.back().expert_bias = true;
+}
+
 void RoleList::AddExperts(uint32_t layer, const std::string& prefix,
                           std::span<const std::string_view, 3> names) {
+  if (Has(prefix + "gate_up_proj") || Has(prefix + "gate_up_proj.weight")) {
+    const auto name = [&](const std::string& base) {
+      return FirstOf({prefix + base, prefix + base + ".weight"});
+    };
+    return AddStackedExperts(layer, name("gate_up_proj"), name("down_proj"), false, false);
+  }
   for (uint32_t e = 0; e < spec_.gate.experts; ++e) {
     for (int i = 0; i < 3; ++i) {
-      TensorRole r;
-      r.part = ModelPart::kExperts;
-      r.name = prefix + std::to_string(e) + "." + std::string(names[i]) + ".weight";
-      r.shape = {spec_.expert_inter, spec_.hidden};
-      if (i == 2) r.shape = {spec_.hidden, spec_.expert_inter};
-      r.layer = LayerId(static_cast<uint16_t>(layer));
-      r.expert = ExpertId(static_cast<uint16_t>(e));
-      r.expert_part = static_cast<ExpertPart>(i);
-      roles.push_back(std::move(r));
+      AddExpert(layer, e, static_cast<ExpertPart>(i),
+                prefix + std::to_string(e) + "." + std::string(names[i]) + ".weight", {});
     }
   }
 }
 
-void ReadCommon(ConfigReader& config, ModelSpec* spec) {
-  spec->hidden = config.U32("hidden_size", 1, kHiddenMax);
-  spec->vocab = config.U32("vocab_size", 1, 1 << 24);
-  spec->context = config.U32("max_position_embeddings", 1, 1 << 26);
-  spec->norm_eps = static_cast<float>(config.Number("rms_norm_eps", 1e-30, 1));
-  spec->tied_embeddings = config.Bool("tie_word_embeddings", false);
-  config.ExpectText("hidden_act", {"silu", "gelu_pytorch_tanh"});
-  if (config.Text("hidden_act", "silu") == "gelu_pytorch_tanh")
-    spec->activation = kernels::Activation::kGeluTanh;
-  if (auto quantised = config.Object("quantization_config")) {
-    config.Unsupported("quantization_config",
-                       "quantised storage (" + quantised->Text("quant_method", "unnamed method") +
-                           ") is not supported; supported: F32, F16 and BF16 safetensors");
+bool RoleList::Transposed(const std::string& name, uint64_t rows, uint64_t columns, bool otherwise) const {
+  const TensorInfo* tensor = stored_(name);
+  if (tensor == nullptr) return otherwise;
+  if (tensor->coding != Coding::kPlain) return false;
+  if (rows == columns) return otherwise;
+  if (tensor->shape == std::vector<uint64_t>{spec_.gate.experts, rows, columns}) return false;
+  if (tensor->shape == std::vector<uint64_t>{spec_.gate.experts, columns, rows}) return true;
+  return otherwise;
+}
+
+void RoleList::AddStackedExperts(uint32_t layer, const std::string& gate_up, const std::string& down,
+                                 bool transposed, bool interleaved) {
+  const uint64_t experts = spec_.gate.experts, inter = spec_.expert_inter, hidden = spec_.hidden;
+  const bool wide_transposed = Transposed(gate_up, 2 * inter, hidden, transposed);
+  const bool down_transposed = Transposed(down, hidden, inter, transposed);
+  for (uint32_t e = 0; e < experts; ++e) {
+    for (uint32_t i = 0; i < 2; ++i) {
+      TensorPiece piece;
+      piece.stored = {experts, 2 * inter, hidden};
+      piece.transposed = wide_transposed;
+      if (wide_transposed) std::swap(piece.stored[1], piece.stored[2]);
+      if (interleaved || wide_transposed) {
+        piece.begin = e;
+        piece.of = experts;
+        piece.first_row = interleaved ? i : i * spec_.expert_inter;
+        piece.row_step = interleaved ? 2 : 1;
+      } else {
+        piece.begin = 2 * e + i;
+        piece.of = 2 * experts;
+      }
+      AddExpert(layer, e, static_cast<ExpertPart>(i), gate_up, std::move(piece));
+    }
+    TensorPiece piece;
+    piece.stored = {experts, hidden, inter};
+    piece.transposed = down_transposed;
+    if (down_transposed) std::swap(piece.stored[1], piece.stored[2]);
+    piece.begin = e;
+    piece.of = experts;
+    AddExpert(layer, e, ExpertPart::kDown, down, std::move(piece));
+  }
+}
+
+void RoleList::GroupExperts() {
+  const auto key = [](const TensorRole& r) {
+    return std::tuple(r.part == ModelPart::kExperts, r.layer.value, r.expert.value);
+  };
+  std::stable_sort(roles.begin(), roles.end(), [&](const auto& a, const auto& b) { return key(a) < key(b); });
+}
+
+void RoleList::AddModel(const FileNames& names) {
+  AddEnds(names);
+  const auto text = [](std::string_view s) { return std::string(s); };
+  for (uint32_t i = 0; i < spec_.layers.size(); ++i) {
+    const LayerSpec& layer = spec_.layers[i];
+    const std::string prefix = text(names.root) + text(names.layers) + std::to_string(i) + ".";
+    AddBlockNorms(i, prefix, names);
+    AddAttention(i, prefix + text(names.attention), names);
+    if (layer.ffn == FfnKind::kDense) {
+      AddMlp(ModelPart::kDense, i, "dense", prefix + text(names.dense), layer.dense_inter, names.mlp);
+      continue;
+    }
+    Add(ModelPart::kGate, LayerRole(i, "gate"), prefix + text(names.gate),
+        {spec_.gate.experts, spec_.hidden});
+    if (spec_.gate.has_bias)
+      Add(ModelPart::kGate, LayerRole(i, "gate_bias"), prefix + text(names.gate_bias), {spec_.gate.experts});
+    if (layer.shared_inter > 0)
+      AddMlp(ModelPart::kShared, i, "shared", prefix + text(names.shared), layer.shared_inter, names.mlp);
+    if (layer.shared_inter > 0 && spec_.shared_gate)
+      Add(ModelPart::kShared, LayerRole(i, "shared_gate"), prefix + text(names.shared_gate),
+          {1, spec_.hidden});
+    AddExperts(i, prefix + text(names.experts), names.expert);
   }
 }
 

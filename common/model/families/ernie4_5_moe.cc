@@ -1,0 +1,51 @@
+// ERNIE-4.5-MoE (Ernie4_5_MoeForCausalLM): adjacent-pair rotation, softmax gate with a correction bias for
+// the choice only, weights divided by max(sum, moe_norm_min), shared experts.
+#include "common/model/families/reads.h"
+
+namespace consilium {
+namespace {
+
+constexpr std::string_view kTypes[] = {"ernie4_5_moe"};
+
+ModelSpec Read(ConfigReader& c) {
+  ModelSpec spec;
+  ReadCommon(c, &spec, /*tied=*/true);
+  ReadLayers(c, &spec);
+  ReadHeads(c, &spec);
+  c.ExpectBool("use_bias", false, "biases of this family are not implemented");
+  ReadExperts(c, &spec, {"moe_num_experts"}, "moe_k");
+  spec.gate.has_bias = true;
+  spec.gate.renormalize = true;
+  spec.gate.renormalize_min = static_cast<float>(c.Number("moe_norm_min", 1e-30, 1, 1e-12));
+  spec.expert_inter = c.U32("moe_intermediate_size", 1, kHiddenMax);
+  const uint32_t dense_inter = c.U32("intermediate_size", 1, kHiddenMax);
+  const uint32_t begin = c.U32("moe_layer_start_index", 0, kLayersMax, 1);
+  const uint32_t last = static_cast<uint32_t>(c.Number("moe_layer_end_index", -1, kLayersMax, -1) < 0
+                                                  ? spec.layers.size() - 1
+                                                  : c.U32("moe_layer_end_index", 0, kLayersMax));
+  const uint32_t every = c.U32("moe_layer_interval", 1, kLayersMax, 1);
+  for (uint32_t i = 0; i < spec.layers.size(); ++i) {
+    if ((i + 1) % every == 0 && i >= begin && i <= last) continue;
+    spec.layers[i].ffn = FfnKind::kDense;
+    spec.layers[i].dense_inter = dense_inter;
+  }
+  ReadSharedCount(c, "moe_num_shared_experts", &spec);
+  ReadGqaRope(c, &spec, /*partial=*/false, /*interleaved=*/true);
+  return spec;
+}
+
+void List(const ModelSpec&, RoleList* out) {
+  FileNames names;
+  names.gate_bias = "mlp.moe_statics.e_score_correction_bias";
+  out->AddModel(names);
+  for (TensorRole& r : out->roles) {
+    if (r.name.ends_with(names.gate_bias)) r.piece.stored = {1, r.shape[0]};
+  }
+}
+
+}  // namespace
+
+extern const Family kErnie45Moe;
+const Family kErnie45Moe{"ernie4_5_moe", kTypes, Read, List, UsuallyIgnored};
+
+}  // namespace consilium

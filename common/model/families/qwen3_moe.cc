@@ -1,0 +1,35 @@
+// Qwen3-MoE (Qwen3MoeForCausalLM): norms of each query and key head before rotation, softmax gate.
+#include "common/model/families/reads.h"
+
+namespace consilium {
+namespace {
+
+constexpr std::string_view kTypes[] = {"qwen3_moe"};
+
+ModelSpec Read(ConfigReader& c) {
+  ModelSpec spec;
+  ReadCommon(c, &spec);
+  ReadLayers(c, &spec);
+  ReadHeads(c, &spec);
+  spec.gqa.qk_norm = QkNorm::kHead;
+  spec.gqa.qkv_bias = spec.gqa.o_bias = c.Bool("attention_bias", false);
+  if (c.Bool("use_sliding_window", false)) {
+    const uint32_t window = ReadWindow(c);
+    for (LayerSpec& layer : spec.layers) layer.window = window;
+  }
+  ReadExperts(c, &spec, {"num_experts", "num_local_experts"});
+  spec.gate.renormalize = c.Bool("norm_topk_prob", false);
+  spec.expert_inter = c.U32("moe_intermediate_size", 1, kHiddenMax);
+  ReadSparseStep(c, &spec);
+  ReadGqaRope(c, &spec);
+  return spec;
+}
+
+void List(const ModelSpec&, RoleList* out) { out->AddModel({}); }
+
+}  // namespace
+
+extern const Family kQwen3Moe;
+const Family kQwen3Moe{"qwen3_moe", kTypes, Read, List, UsuallyIgnored};
+
+}  // namespace consilium

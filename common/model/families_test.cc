@@ -1,0 +1,87 @@
+// Every family's golden folder through config, tensor roles and `inspect`.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "common/base/status.h"
+#include "common/model/families/family.h"
+#include "common/model/inspect.h"
+#include "common/model/model_spec.h"
+#include "common/model/model_store.h"
+#include "common/model/safetensors.h"
+
+namespace consilium {
+namespace {
+
+struct Folder {
+  const char* name;
+  const char* family;
+  bool ignores = false;  // holds tensors without use
+};
+
+class FamilyFolders : public ::testing::TestWithParam<Folder> {
+ protected:
+  const std::string dir_ = std::string(CONSILIUM_SOURCE_DIR) + "/tests/golden/" + GetParam().name;
+};
+
+TEST_P(FamilyFolders, EveryTensorHasARoleAndTheSumsAreRight) {
+  const auto spec = ReadModelSpec(dir_);
+  ASSERT_TRUE(spec.ok()) << ToString(spec.status());
+  EXPECT_EQ(spec->family, GetParam().family);
+  EXPECT_THAT(spec->eos_ids, ::testing::ElementsAre(2, 4));
+  const auto manifest = OpenManifest(dir_, "");
+  ASSERT_TRUE(manifest.ok()) << ToString(manifest.status());
+  ASSERT_EQ(manifest->experts.size(), spec->experts_total());
+  uint64_t in_files = 0, claimed = 0;
+  for (size_t i = 0; i < manifest->files.size(); ++i) {
+    const auto tensors = ReadSafetensors(manifest->files[i], static_cast<uint32_t>(i));
+    ASSERT_TRUE(tensors.ok());
+    for (const TensorInfo& t : *tensors) in_files += t.elements();
+  }
+  for (const TensorInfo& t : manifest->dense) claimed += t.elements();
+  const uint64_t matrix = uint64_t{spec->expert_inter} * spec->hidden;
+  std::set<Digest> digests;
+  for (const ExpertEntry& e : manifest->experts) {
+    for (const TensorInfo& t : e.parts) claimed += t.elements();
+    for (const TensorInfo& t : e.biases) claimed += e.has_biases() ? t.elements() : 0;
+    // A shard reads its own experts' bytes only, bf16 here, whatever the stack.
+    EXPECT_EQ(e.bytes(), 2 * (3 * matrix + (e.has_biases() ? 2 * spec->expert_inter + spec->hidden : 0)));
+    EXPECT_TRUE(digests.insert(e.digest).second) << "two experts with one digest";
+  }
+  if (GetParam().ignores) {
+    EXPECT_LT(claimed, in_files);
+  } else {
+    EXPECT_EQ(claimed, in_files);
+  }
+  const auto text = DescribeModel(dir_, true);
+  ASSERT_TRUE(text.ok()) << ToString(text.status());
+  const auto json = nlohmann::json::parse(*text);
+  EXPECT_EQ(json["family"], GetParam().family);
+  EXPECT_EQ(json["params_total"], claimed);
+  const uint64_t routed = manifest->experts.size() * (3 * matrix);
+  const uint64_t active = uint64_t{spec->moe_layers()} * spec->gate.top_k * 3 * matrix;
+  if (!spec->expert_bias) {
+    EXPECT_EQ(json["params_active"], claimed - routed + active);
+  }
+  EXPECT_TRUE(DescribeModel(dir_, false).ok());
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, FamilyFolders,
+    ::testing::Values(Folder{"dbrx", "dbrx"}, Folder{"deepseek_v2", "deepseek_v2"},
+                      Folder{"deepseek_v2_lite", "deepseek_v2"}, Folder{"deepseek_v3", "deepseek_v3", true},
+                      Folder{"dots1", "dots1"}, Folder{"ernie4_5_moe", "ernie4_5_moe"},
+                      Folder{"glm4_moe", "glm4_moe"}, Folder{"gpt_oss", "gpt_oss"},
+                      Folder{"granitemoe", "granitemoe"}, Folder{"granitemoeshared", "granitemoe"},
+                      Folder{"grok1", "grok1"}, Folder{"hunyuan_v1_moe", "hunyuan_v1_moe"},
+                      Folder{"kimi_k2", "deepseek_v3"}, Folder{"llama4", "llama4", true},
+                      Folder{"minimax_m2", "minimax_m2"}, Folder{"mistral4", "mistral4"},
+                      Folder{"mistral_large_3", "mistral_large_3"}, Folder{"mixtral", "mixtral"},
+                      Folder{"olmoe", "olmoe"}, Folder{"phimoe", "phimoe"}, Folder{"qwen2_moe", "qwen2_moe"},
+                      Folder{"qwen3_moe", "qwen3_moe"}, Folder{"qwen3_moe_fused", "qwen3_moe"}),
+    [](const auto& param_info) { return std::string(param_info.param.name); });
+
+}  // namespace
+}  // namespace consilium

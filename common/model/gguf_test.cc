@@ -1,0 +1,242 @@
+#include "common/model/gguf.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "common/base/status.h"
+#include "common/model/files.h"
+#include "common/model/gguf_model.h"
+#include "common/model/gguf_tokenizer.h"
+#include "common/model/model_files.h"
+#include "common/model/model_spec.h"
+#include "common/model/model_store.h"
+
+namespace consilium {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using Json = nlohmann::json;
+
+// Writes GGUF bytes piece by piece.
+class Builder {
+ public:
+  template <class T>
+  Builder& Put(T v) {
+    bytes_.append(reinterpret_cast<const char*>(&v), sizeof v);
+    return *this;
+  }
+  Builder& Text(const std::string& t) {
+    Put<uint64_t>(t.size());
+    bytes_ += t;
+    return *this;
+  }
+  Builder& Header(uint64_t tensors, uint64_t pairs, uint32_t version = 3) {
+    bytes_ += "GGUF";
+    return Put(version).Put(tensors).Put(pairs);
+  }
+  Builder& U32(const std::string& key, uint32_t v) { return Text(key).Put<uint32_t>(4).Put(v); }
+  Builder& Tensor(const std::string& name, std::vector<uint64_t> ne, uint32_t type, uint64_t offset) {
+    Text(name).Put<uint32_t>(static_cast<uint32_t>(ne.size()));
+    for (uint64_t n : ne) Put(n);
+    return Put(type).Put(offset);
+  }
+  Builder& Data(size_t bytes, size_t alignment = 32) {
+    bytes_.resize((bytes_.size() + alignment - 1) / alignment * alignment);
+    bytes_.resize(bytes_.size() + bytes);
+    return *this;
+  }
+  absl::StatusOr<Gguf> Parse() const {
+    return ParseGguf(std::as_bytes(std::span(bytes_)), bytes_.size(), 5, "x");
+  }
+  std::string Error() const { return ToString(Parse().status()); }
+  std::string bytes_;
+};
+
+TEST(Gguf, ReadsMetadataOfEveryTypeAndTensorsOfEveryFormat) {
+  Builder b;
+  b.Header(3, 6).U32("a", 7);
+  b.Text("b").Put<uint32_t>(8).Text("word");
+  b.Text("c").Put<uint32_t>(9).Put<uint32_t>(5).Put<uint64_t>(2).Put<int32_t>(-1).Put<int32_t>(2);
+  b.Text("d").Put<uint32_t>(6).Put<float>(0.5f);
+  b.Text("e").Put<uint32_t>(7).Put<uint8_t>(1);
+  b.Text("f").Put<uint32_t>(9).Put<uint32_t>(8).Put<uint64_t>(1).Text("x");
+  b.Tensor("plain", {3, 2}, 0, 0).Tensor("k", {256, 2, 4}, 12, 32).Tensor("q8", {64}, 8, 32 + 8 * 144);
+  b.Data(32 + 8 * 144 + 68);
+  const auto g = b.Parse();
+  ASSERT_TRUE(g.ok()) << ToString(g.status());
+  EXPECT_EQ(**g->Integer("a"), 7);
+  EXPECT_EQ(**g->Text("b"), "word");
+  EXPECT_THAT(*g->Integers("c"), ElementsAre(-1, 2));
+  EXPECT_EQ(**g->Number("d"), 0.5);
+  EXPECT_EQ(**g->Bool("e"), true);
+  EXPECT_THAT(*g->Texts("f"), ElementsAre("x"));
+  EXPECT_FALSE((*g->Integer("missing")).has_value());
+  EXPECT_FALSE(g->Integer("b").ok());
+  ASSERT_EQ(g->tensors.size(), 3u);
+  EXPECT_THAT(g->tensors[0].shape, ElementsAre(2, 3));  // slowest first
+  EXPECT_EQ(g->tensors[0].coding, Coding::kPlain);
+  EXPECT_THAT(g->tensors[1].shape, ElementsAre(4, 2, 256));
+  EXPECT_EQ(g->tensors[1].coding, Coding::kQ4K);
+  EXPECT_EQ(g->tensors[1].range.length, 8u * 144);
+  EXPECT_EQ(g->tensors[1].range.file, 5u);
+  EXPECT_EQ(g->tensors[1].range.offset, g->tensors[0].range.offset + 32);
+}
+
+TEST(Gguf, RefusesWhatDoesNotFitWithTheReason) {
+  EXPECT_THAT(Builder().Put<uint32_t>(1).Put<uint32_t>(3).Error(),
+              HasSubstr("expected it to begin with \"GGUF\""));
+  EXPECT_THAT(Builder().Header(0, 0, 2).Error(), HasSubstr("GGUF version 2; expected 3"));
+  EXPECT_THAT(Builder().Header(0, uint64_t{1} << 60).Error(),
+              HasSubstr("metadata entries; the file has 0 bytes"));
+  EXPECT_THAT(Builder().Header(uint64_t{1} << 60, 0).Error(), HasSubstr("tensors; the file has 0 bytes"));
+  EXPECT_THAT(Builder().Header(0, 1).Text("k").Put<uint32_t>(13).Error(), HasSubstr("key \"k\""));
+  EXPECT_THAT(Builder().Header(0, 2).U32("k", 1).U32("k", 2).Error(), HasSubstr("comes twice"));
+  EXPECT_THAT(Builder().Header(0, 1).Text("k").Put<uint32_t>(7).Put<uint8_t>(2).Error(),
+              HasSubstr("truth value of 2"));
+  EXPECT_THAT(Builder()
+                  .Header(0, 1)
+                  .Text("k")
+                  .Put<uint32_t>(9)
+                  .Put<uint32_t>(0)
+                  .Put<uint64_t>(uint64_t{1} << 50)
+                  .Error(),
+              HasSubstr("array items"));
+  EXPECT_THAT(Builder().Header(0, 1).Text("k").Put<uint32_t>(9).Put<uint32_t>(9).Put<uint64_t>(1).Error(),
+              HasSubstr("an array of type 9"));
+  EXPECT_THAT(Builder().Header(0, 1).Text("k").Put<uint32_t>(8).Put<uint64_t>(9).Error(),
+              HasSubstr("truncated"));
+  EXPECT_THAT(Builder().Header(0, 1).U32("general.alignment", 48).Data(0).Error(), HasSubstr("power of two"));
+  EXPECT_THAT(Builder().Header(1, 0).Tensor("t", {32}, 10, 0).Data(99).Error(),
+              HasSubstr("type 10 is not supported"));
+  EXPECT_THAT(Builder().Header(1, 0).Tensor("t", {33}, 8, 0).Data(99).Error(),
+              HasSubstr("no multiple of 32"));
+  EXPECT_THAT(
+      Builder().Header(1, 0).Tensor("t", {uint64_t{1} << 40, uint64_t{1} << 40}, 0, 0).Data(9).Error(),
+      HasSubstr("too large"));
+  EXPECT_THAT(Builder().Header(1, 0).Tensor("t", {8}, 0, 4).Data(99).Error(), HasSubstr("no multiple of 32"));
+  EXPECT_THAT(Builder().Header(1, 0).Tensor("t", {8}, 0, 0).Data(31).Error(),
+              HasSubstr("truncated or wrong"));
+  EXPECT_THAT(Builder().Header(1, 0).Tensor("t", {8}, 0, 0).Data(65).Error(),
+              HasSubstr("tensors end at byte"));
+  EXPECT_THAT(Builder().Header(2, 0).Tensor("t", {8}, 0, 0).Tensor("u", {8}, 0, 0).Data(64).Error(),
+              HasSubstr("must tile the data"));
+  EXPECT_THAT(Builder().Header(2, 0).Tensor("t", {8}, 0, 0).Tensor("t", {8}, 0, 32).Data(64).Error(),
+              HasSubstr("comes twice"));
+}
+
+TEST(Gguf, AsksForMoreWhereTheHeaderReachesBeyondWhatWasRead) {
+  Builder b;
+  b.Header(1, 1).U32("a", 1).Tensor("t", {8}, 0, 0).Data(32);
+  for (size_t n = 0; n < b.bytes_.size(); ++n) {
+    const auto part = ParseGguf(std::as_bytes(std::span(b.bytes_).first(n)), b.bytes_.size(), 0, "x");
+    if (part.ok()) continue;
+    EXPECT_TRUE(n < 4 || part.status().code() == absl::StatusCode::kOutOfRange)
+        << n << ToString(part.status());
+  }
+}
+
+std::string Golden(const std::string& name) {
+  return std::string(CONSILIUM_SOURCE_DIR) + "/tests/golden/" + name;
+}
+Json TextsJson(const std::optional<std::string>& text) { return Json::parse(text.value_or("null")); }
+
+TEST(GgufModel, MetadataGiveTheTokenizerThatTheFolderHad) {
+  const auto from_file = ReadModelTexts(Golden("gguf_mixtral_q8_0")),
+             from_folder = ReadModelTexts(Golden("mixtral"));
+  ASSERT_TRUE(from_file.ok()) << ToString(from_file.status());
+  Json a = TextsJson(from_file->tokenizer), b = TextsJson(from_folder->tokenizer);
+  EXPECT_EQ(a["model"]["vocab"], b["model"]["vocab"]);
+  EXPECT_EQ(a["model"]["merges"], b["model"]["merges"]);
+  EXPECT_EQ(a["added_tokens"], b["added_tokens"]);
+  EXPECT_EQ(a["pre_tokenizer"], b["pre_tokenizer"]);
+  a["model"] = b["model"] = nullptr;
+  EXPECT_EQ(a, b);
+  const Json config = TextsJson(from_file->tokenizer_config),
+             golden = TextsJson(from_folder->tokenizer_config);
+  for (const char* key : {"bos_token", "eos_token", "chat_template", "add_bos_token"})
+    EXPECT_EQ(config[key], golden[key]);
+}
+
+TEST(GgufModel, ATokenizerBesideTheFileWins) {
+  const auto all = ReadModelTexts(Golden("gguf_mixtral_q8_0") + "/model.gguf");
+  ASSERT_TRUE(all.ok());
+  EXPECT_TRUE(all->generation_config.has_value());
+  EXPECT_TRUE(all->tokenizer.has_value());
+}
+
+TEST(GgufModel, EveryReferenceFileIsDescribedAndClaimed) {
+  for (const char* name : {"gguf_deepseek2_bf16", "gguf_gpt_oss_mxfp4", "gguf_mixtral_q8_0",
+                           "gguf_olmoe_q4_0", "gguf_qwen3moe_q4_k_q6_k"}) {
+    const auto spec = ReadModelSpec(Golden(name));
+    ASSERT_TRUE(spec.ok()) << ToString(spec.status());
+    EXPECT_THAT(spec->eos_ids, ElementsAre(2, 4)) << name;
+    const auto manifest = OpenManifest(Golden(name), "");
+    ASSERT_TRUE(manifest.ok()) << ToString(manifest.status());
+    EXPECT_EQ(manifest->experts.size(), spec->experts_total());
+    EXPECT_EQ(manifest->id, name);
+    const auto by_file = OpenManifest(Golden(name) + "/model.gguf", "");
+    ASSERT_TRUE(by_file.ok());
+    EXPECT_EQ(by_file->id, "model");
+    EXPECT_EQ(Hex(by_file->digest), Hex(manifest->digest));
+  }
+}
+
+TEST(GgufModel, MlaRanksAndScalingComeThroughAsInTheConfig) {
+  const auto spec = ReadModelSpec(Golden("gguf_deepseek2_bf16"));
+  ASSERT_TRUE(spec.ok()) << ToString(spec.status());
+  EXPECT_EQ(spec->family, "deepseek_v3");
+  EXPECT_EQ(spec->mla.q_lora, 24u);
+  EXPECT_EQ(spec->mla.nope, 16u);
+  EXPECT_EQ(spec->mla.rope, 8u);
+  EXPECT_EQ(spec->mla.v_dim, 16u);
+  EXPECT_EQ(spec->gate.groups, 4u);
+  EXPECT_EQ(spec->gate.groups_kept, 2u);
+  EXPECT_FLOAT_EQ(spec->gate.scale, 2.5f);
+  // (nope + rope)^-0.5 times (0.1 ln 8 + 1)^2
+  EXPECT_NEAR(spec->mla.scale, 0.20412415 * 1.2079442 * 1.2079442, 1e-6);
+  EXPECT_FLOAT_EQ(spec->rope.attention_scaling, 1.0f);
+}
+
+TEST(GgufModel, UnknownArchitecturesAndTokenizersAreNamed) {
+  Gguf g;
+  g.metadata["general.architecture"] = std::string("rwkv");
+  EXPECT_THAT(ToString(GgufConfigJson(g, "f").status()),
+              HasSubstr("architecture \"rwkv\" is not known; known: llama"));
+  g.metadata["general.architecture"] = std::string("llama");
+  EXPECT_THAT(ToString(GgufConfigJson(g, "f").status()), HasSubstr("without experts"));
+  g.metadata["tokenizer.ggml.tokens"] = std::vector<std::string>{"a", "b", "ab"};
+  g.metadata["tokenizer.ggml.model"] = std::string("rwkv");
+  EXPECT_THAT(ToString(GgufTokenizerJson(g, "f").status()),
+              HasSubstr("put a tokenizer.json beside the file"));
+  g.metadata["tokenizer.ggml.model"] = std::string("gpt2");
+  g.metadata["tokenizer.ggml.pre"] = std::string("sphinx");
+  EXPECT_THAT(ToString(GgufTokenizerJson(g, "f").status()), HasSubstr("\"sphinx\" is not known"));
+  g.metadata["tokenizer.ggml.pre"] = std::string("qwen2");
+  g.metadata["tokenizer.ggml.merges"] = std::vector<std::string>{"a c"};
+  EXPECT_THAT(ToString(GgufTokenizerJson(g, "f").status()), HasSubstr("\"a c\" is not of tokens"));
+}
+
+TEST(GgufTokenizer, MergesOfSentencePieceFollowFromScores) {
+  Gguf g;
+  g.metadata["tokenizer.ggml.model"] = std::string("llama");
+  g.metadata["tokenizer.ggml.tokens"] =
+      std::vector<std::string>{"<unk>", "<s>", "</s>", "<0x0A>", "a", "b", "ab", "\u2581", "\u2581a", "aab"};
+  g.metadata["tokenizer.ggml.token_type"] = std::vector<int64_t>{2, 3, 3, 6, 1, 1, 1, 1, 1, 1};
+  g.metadata["tokenizer.ggml.scores"] = std::vector<double>{0, 0, 0, 0, -10, -11, -1, -12, -2, -3};
+  g.metadata["tokenizer.ggml.bos_token_id"] = int64_t{1};
+  const auto text = GgufTokenizerJson(g, "f");
+  ASSERT_TRUE(text.ok()) << ToString(text.status());
+  const Json j = Json::parse(*text);
+  EXPECT_EQ(j["model"]["merges"], Json::parse(R"([["a","b"],["▁","a"],["a","ab"]])"));
+  EXPECT_TRUE(j["model"]["byte_fallback"].get<bool>());
+  EXPECT_EQ(j["post_processor"]["special_tokens"]["<s>"]["ids"],
+            Json::parse("[1]"));  // on unless the file says no
+  EXPECT_EQ(j["added_tokens"].size(), 3u);
+}
+
+}  // namespace
+}  // namespace consilium

@@ -1,0 +1,336 @@
+#include "common/model/stored_matrix.h"
+
+#include <algorithm>
+
+#include "common/base/status.h"
+#include "common/model/safetensors.h"
+
+namespace consilium {
+namespace {
+
+using kernels::PackedMatrix;
+using kernels::WeightFormat;
+using kernels::WeightSource;
+
+WeightFormat FormatOf(const TensorInfo& t) {
+  switch (t.coding) {
+    case Coding::kPlain:
+      return kernels::PlainFormat(t.dtype);
+    case Coding::kFp8Block:
+      return WeightFormat::kFp8;
+    case Coding::kInt4Group:
+      return WeightFormat::kInt4;
+    case Coding::kMxfp4:
+    case Coding::kMxfp4Ggml:
+      return WeightFormat::kMxfp4;
+    case Coding::kQ8_0:
+      return WeightFormat::kQ8_0;
+    case Coding::kQ4_0:
+      return WeightFormat::kQ4_0;
+    case Coding::kQ4_1:
+      return WeightFormat::kQ4_1;
+    case Coding::kQ5_0:
+      return WeightFormat::kQ5_0;
+    case Coding::kQ5_1:
+      return WeightFormat::kQ5_1;
+    case Coding::kQ4K:
+      return WeightFormat::kQ4K;
+    case Coding::kQ5K:
+      return WeightFormat::kQ5K;
+    case Coding::kQ6K:
+      return WeightFormat::kQ6K;
+  }
+  return WeightFormat::kF32;
+}
+
+WeightSource::Layout LayoutOf(const TensorInfo& t) {
+  switch (t.coding) {
+    case Coding::kPlain:
+      return t.transposed ? WeightSource::Layout::kTransposed : WeightSource::Layout::kPlain;
+    case Coding::kFp8Block:
+      return WeightSource::Layout::kPlain;
+    case Coding::kInt4Group:
+      return WeightSource::Layout::kCompressed;
+    case Coding::kMxfp4:
+      return WeightSource::Layout::kGptOss;
+    default:
+      return WeightSource::Layout::kGguf;
+  }
+}
+
+// Bytes of one stored row of values.
+uint64_t RowBytes(const TensorInfo& t) {
+  const uint64_t n = t.shape.size() == 1 ? 1 : t.columns();
+  switch (t.coding) {
+    case Coding::kPlain:
+      return n * DTypeBytes(t.dtype);
+    case Coding::kFp8Block:
+      return n;
+    case Coding::kInt4Group:
+      return (n + 7) / 8 * 4;
+    case Coding::kMxfp4:
+      return n / 2;
+    case Coding::kQ8_0:
+      return n / 32 * 34;
+    case Coding::kQ4_0:
+      return n / 32 * 18;
+    case Coding::kQ4_1:
+      return n / 32 * 20;
+    case Coding::kQ5_0:
+      return n / 32 * 22;
+    case Coding::kQ5_1:
+      return n / 32 * 24;
+    case Coding::kQ4K:
+      return n / 256 * 144;
+    case Coding::kQ5K:
+      return n / 256 * 176;
+    case Coding::kQ6K:
+      return n / 256 * 210;
+    case Coding::kMxfp4Ggml:
+      return n / 32 * 17;
+  }
+  return 0;
+}
+
+// Row of the file for every row meant: heads of `width` rows whose rotary pairs lie side by side.
+std::vector<uint32_t> RotaryOrder(uint64_t rows, uint32_t width) {
+  std::vector<uint32_t> order(rows);
+  const uint32_t half = width / 2;
+  for (uint32_t r = 0; r < rows; ++r) {
+    const uint32_t lane = r % width;
+    order[r] = r - lane + (lane < half ? 2 * lane : 2 * (lane - half) + 1);
+  }
+  return order;
+}
+
+std::string Where(const TensorInfo& t) { return "tensor \"" + t.name + "\": "; }
+
+// Rows of the matrix in pieces that a WeightSource can be cut at without looking further.
+uint64_t PieceRows(const TensorInfo& t) {
+  const bool in_order = t.first_row == 0 && t.row_step == 1 && !t.transposed && t.rotary_head == 0;
+  if (!in_order) return t.rows();
+  const uint64_t unit =
+      t.coding == Coding::kFp8Block ? std::max(t.block_rows, kernels::kPanelColumns) : kernels::kPanelColumns;
+  if (unit % kernels::kPanelColumns != 0) return t.rows();
+  return std::max<uint64_t>(1, kStagingBytes / std::max<uint64_t>(1, RowBytes(t) * unit)) * unit;
+}
+
+// The rows [begin, begin + rows) as a tensor of their own; begin at a multiple of PieceRows.
+TensorInfo RowsOf(const TensorInfo& t, uint64_t begin, uint64_t rows) {
+  TensorInfo piece = t;
+  piece.shape[0] = rows;
+  if (rows == t.rows()) return piece;
+  piece.range.offset += begin * RowBytes(t);
+  piece.range.length = rows * RowBytes(t);
+  if (t.scales.length > 0) {
+    const uint64_t height = t.coding == Coding::kFp8Block ? t.block_rows : 1;
+    const uint64_t row_scales = t.scales.length / ((t.rows() + height - 1) / height);
+    piece.scales.offset += begin / height * row_scales;
+    piece.scales.length = (rows + height - 1) / height * row_scales;
+  }
+  return piece;
+}
+
+absl::Status Named(const absl::Status& status, const TensorInfo& t) {
+  return status.ok() ? status : Annotate(status, "tensor \"" + t.name + "\"");
+}
+
+}  // namespace
+
+absl::StatusOr<WeightSource> SourceOf(const TensorInfo& t, TensorBytes bytes,
+                                      std::vector<uint32_t>* row_map) {
+  if (t.coding == Coding::kPlain && t.dtype != DType::kF32 && t.dtype != DType::kF16 &&
+      t.dtype != DType::kBf16)
+    return Unimplemented(Where(t) + "expected dtype F32, F16 or BF16, got " +
+                         std::string(DTypeName(t.dtype)));
+  if (t.transposed && t.coding != Coding::kPlain)
+    return Unimplemented(Where(t) + std::string(CodingName(t.coding)) + " stored as [in, out]");
+  // A vector is one row, or, where it is part of a longer one, rows of one element.
+  const bool vector = t.shape.size() <= 1 && t.first_row == 0 && t.row_step == 1 && t.rotary_head == 0;
+  const uint64_t rows = vector ? 1 : t.rows(), columns = vector ? t.elements() : t.columns();
+  if (rows > UINT32_MAX || columns > UINT32_MAX)
+    return InvalidArgument(Where(t) + "shape " + ShapeText(t.shape));
+  WeightSource s;
+  s.format = FormatOf(t);
+  s.layout = LayoutOf(t);
+  s.in = static_cast<uint32_t>(columns);
+  s.values = bytes.values;
+  s.scales = bytes.scales;
+  s.scale_type = t.scale_dtype;
+  s.group = t.block_columns;
+  s.scale_rows = t.block_rows;
+  uint64_t stored = rows;
+  if (t.first_row != 0 || t.row_step != 1 || t.transposed) {
+    const uint64_t one = t.transposed ? columns * DTypeBytes(t.dtype) : RowBytes(t);
+    stored = one == 0 ? 0 : bytes.values.size() / one;
+    s.first_row = t.first_row;
+    s.row_step = t.row_step;
+    s.row_count = static_cast<uint32_t>(rows);
+    if (rows == 0 || t.first_row + (rows - 1) * t.row_step >= stored || stored > UINT32_MAX)
+      return InvalidArgument(Where(t) + "rows beyond the " + std::to_string(stored) + " stored");
+  }
+  s.out = static_cast<uint32_t>(stored);
+  if (t.rotary_head != 0) {
+    if (t.rotary_head % 2 != 0 || rows % t.rotary_head != 0)
+      return InvalidArgument(Where(t) + std::to_string(rows) + " rows are no heads of " +
+                             std::to_string(t.rotary_head));
+    *row_map = RotaryOrder(rows, t.rotary_head);
+    s.row_map = *row_map;
+  }
+  RETURN_IF_ERROR(Named(kernels::CheckSource(s), t));
+  return s;
+}
+
+absl::StatusOr<OwnedTensor> OwnedTensor::Read(const TensorInfo& t, ModelStore* store) {
+  OwnedTensor out;
+  out.values_ = t.range.length;
+  out.buffer_.resize(t.range.length + t.scales.length);
+  RETURN_IF_ERROR(store->Read(t.range, std::span(out.buffer_).first(t.range.length)));
+  if (t.scales.length > 0)
+    RETURN_IF_ERROR(store->Read(t.scales, std::span(out.buffer_).subspan(t.range.length)));
+  return out;
+}
+
+TensorBytes OwnedTensor::bytes() const {
+  return {std::span(buffer_).first(values_), std::span(buffer_).subspan(values_)};
+}
+
+absl::StatusOr<std::vector<float>> WidenTensor(const TensorInfo& t, TensorBytes bytes) {
+  std::vector<uint32_t> order;
+  ASSIGN_OR_RETURN(const WeightSource source, SourceOf(t, bytes, &order));
+  std::vector<float> out(size_t{source.rows()} * source.columns());
+  for (uint32_t r = 0; r < source.rows(); ++r)
+    kernels::DequantizeRow(source, r, out.data() + size_t{r} * source.columns());
+  return out;
+}
+
+absl::StatusOr<std::vector<float>> LoadFloats(const TensorInfo& t, ModelStore* store) {
+  ASSIGN_OR_RETURN(const OwnedTensor owned, OwnedTensor::Read(t, store));
+  return WidenTensor(t, owned.bytes());
+}
+
+absl::StatusOr<PackedMatrix> LoadMatrix(const TensorInfo& t, ModelStore* store) {
+  if (t.shape.size() != 2 || t.elements() == 0)
+    return InvalidArgument(Where(t) + "expected a matrix, got shape " + ShapeText(t.shape));
+  const uint64_t step = PieceRows(t);
+  PackedMatrix out;
+  for (uint64_t row = 0; row < t.rows(); row += step) {
+    const TensorInfo piece = RowsOf(t, row, std::min(step, t.rows() - row));
+    ASSIGN_OR_RETURN(const OwnedTensor owned, OwnedTensor::Read(piece, store));
+    std::vector<uint32_t> order;
+    ASSIGN_OR_RETURN(const WeightSource source, SourceOf(piece, owned.bytes(), &order));
+    if (row == 0) {
+      ASSIGN_OR_RETURN(out, kernels::AllocatePacked(source, static_cast<uint32_t>(t.rows())));
+    }
+    RETURN_IF_ERROR(Named(kernels::PackInto(source, static_cast<uint32_t>(row), &out), t));
+  }
+  return out;
+}
+
+absl::StatusOr<kernels::FfnWeights> LoadExpert(const ExpertEntry& entry, ModelStore* store) {
+  const std::vector<ByteRange> ranges = entry.Ranges();
+  std::vector<std::byte> bytes(entry.bytes());
+  size_t at = 0;
+  for (const ByteRange& range : ranges) {
+    RETURN_IF_ERROR(store->Read(range, std::span(bytes).subspan(at, range.length)));
+    at += range.length;
+  }
+  const uint64_t checksum = Xxh3(bytes);
+  if (checksum != entry.checksum) {
+    return DataLoss("expert " + std::to_string(entry.expert.value) + " of layer " +
+                    std::to_string(entry.layer.value) + ": checksum of the bytes read: expected " +
+                    std::to_string(entry.checksum) + ", got " + std::to_string(checksum));
+  }
+  const auto find = [&](const ByteRange& wanted) -> std::span<const std::byte> {
+    size_t begin = 0;
+    for (const ByteRange& range : ranges) {
+      if (range == wanted) return std::span<const std::byte>(bytes).subspan(begin, range.length);
+      begin += range.length;
+    }
+    return {};
+  };
+  kernels::FfnWeights out;
+  PackedMatrix* matrices[3] = {&out.gate, &out.up, &out.down};
+  std::vector<float>* biases[3] = {&out.gate_bias, &out.up_bias, &out.down_bias};
+  for (int i = 0; i < 3; ++i) {
+    const TensorInfo& t = entry.parts[i];
+    std::vector<uint32_t> order;
+    ASSIGN_OR_RETURN(const WeightSource source, SourceOf(t, {find(t.range), find(t.scales)}, &order));
+    auto packed = kernels::Pack(source);
+    RETURN_IF_ERROR(Named(packed.status(), t));
+    *matrices[i] = *std::move(packed);
+    if (entry.has_biases()) {
+      ASSIGN_OR_RETURN(*biases[i], WidenTensor(entry.biases[i], {find(entry.biases[i].range), {}}));
+    }
+  }
+  return out;
+}
+
+uint64_t LatentHeads::bytes() const {
+  uint64_t n = 0;
+  for (const PackedMatrix& m : absorb_k) n += m.bytes();
+  for (const PackedMatrix& m : expand_v) n += m.bytes();
+  return n;
+}
+
+absl::StatusOr<LatentHeads> LoadLatentHeads(const TensorInfo& kv_b, uint32_t heads, uint32_t nope,
+                                            uint32_t v_dim, ModelStore* store) {
+  ASSIGN_OR_RETURN(const OwnedTensor owned, OwnedTensor::Read(kv_b, store));
+  std::vector<uint32_t> order;
+  ASSIGN_OR_RETURN(const WeightSource all, SourceOf(kv_b, owned.bytes(), &order));
+  if (all.rows() != uint64_t{heads} * (nope + v_dim))
+    return InvalidArgument(Where(kv_b) + "expected " + std::to_string(uint64_t{heads} * (nope + v_dim)) +
+                           " rows, got " + std::to_string(all.rows()));
+  LatentHeads out;
+  const uint32_t lora = all.columns();
+  std::vector<float> wide(size_t{nope} * lora);
+  for (uint32_t h = 0; h < heads; ++h) {
+    const uint32_t first = h * (nope + v_dim);
+    WeightSource u;  // stored [nope, kv_lora]: transposed
+    u.layout = WeightSource::Layout::kTransposed;
+    u.out = lora;
+    u.in = nope;
+    if (kv_b.coding == Coding::kPlain) {
+      u.format = all.format;
+      const size_t row_bytes = owned.bytes().values.size() / all.rows();
+      u.values = owned.bytes().values.subspan(first * row_bytes, nope * row_bytes);
+    } else {  // scales lie along kv_lora, which is the output here: no packed form holds that
+      u.format = WeightFormat::kF32;
+      for (uint32_t r = 0; r < nope; ++r)
+        kernels::DequantizeRow(all, first + r, wide.data() + size_t{r} * lora);
+      u.values = std::as_bytes(std::span(wide));
+    }
+    auto absorbed = kernels::Pack(u);
+    RETURN_IF_ERROR(Named(absorbed.status(), kv_b));
+    out.absorb_k.push_back(*std::move(absorbed));
+    WeightSource v = all;
+    v.first_row = first + nope;
+    v.row_count = v_dim;
+    auto expanded = kernels::Pack(v);
+    RETURN_IF_ERROR(Named(expanded.status(), kv_b));
+    out.expand_v.push_back(*std::move(expanded));
+  }
+  return out;
+}
+
+absl::StatusOr<LatentHeads> LoadLatentHeads(const TensorInfo& k_b, const TensorInfo& v_b, ModelStore* store) {
+  LatentHeads out;
+  const TensorInfo* tensors[2] = {&k_b, &v_b};
+  std::vector<PackedMatrix>* lists[2] = {&out.absorb_k, &out.expand_v};
+  for (int i = 0; i < 2; ++i) {
+    const TensorInfo& t = *tensors[i];
+    if (t.shape.size() != 3)
+      return InvalidArgument(Where(t) + "expected [heads, out, in], got " + ShapeText(t.shape));
+    for (uint64_t h = 0; h < t.shape[0]; ++h) {
+      TensorInfo head = t;
+      head.shape.erase(head.shape.begin());
+      head.range.length /= t.shape[0];
+      head.range.offset += h * head.range.length;
+      ASSIGN_OR_RETURN(PackedMatrix packed, LoadMatrix(head, store));
+      lists[i]->push_back(std::move(packed));
+    }
+  }
+  return out;
+}
+
+}  // namespace consilium
