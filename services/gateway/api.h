@@ -26,6 +26,15 @@ struct ApiError {
   std::string code;   // "": null
   uint32_t retry_after_s = 0;
 };
+inline ApiError ServerError(int status, std::string message, std::string code = "") {
+  ApiError error;
+  error.status = status;
+  error.message = std::move(message);
+  error.type = status == 429 ? "rate_limit_error" : status == 503 ? "service_unavailable" : "server_error";
+  error.code = std::move(code);
+  if (status == 429 || status == 503) error.retry_after_s = 1;
+  return error;
+}
 std::string ErrorJson(const ApiError& error);
 
 // What the gateway knows of the model from its folder. Immutable.

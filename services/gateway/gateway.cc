@@ -198,6 +198,10 @@ void Gateway::Route(Call* call) {
 
 void Gateway::Generate(Call* call, Endpoint endpoint) {
   const ParseLimits limits = router_.limits();
+  if (limits.context_tokens == 0) {  // config.json does not say it, and no worker has yet
+    return ReplyError(
+        call, ServerError(503, "No worker is ready for the model. Please try again later.", "no_worker"));
+  }
   ApiRequest request;
   const auto error = endpoint == Endpoint::kChat
                          ? ParseChat(call->request.body, model_, limits, &request)

@@ -290,6 +290,17 @@ TEST_F(GatewayTest, WaitsForAWorkerAndThenAnswers503) {
   EXPECT_EQ(r->json()["error"]["code"], "no_worker");
 }
 
+TEST_F(GatewayTest, AnUnknownContextIsA503UntilAWorkerSaysIt) {
+  Make({}, {}, /*context_known=*/false);
+  auto r = Chat();
+  EXPECT_EQ(r->status, 503);
+  EXPECT_EQ(r->json()["error"]["code"], "no_worker");
+  worker_ = AddWorker();
+  r = Chat();
+  Say("now");
+  EXPECT_EQ(r->status, 200);
+}
+
 TEST_F(GatewayTest, AWaitingRequestStartsWhenAWorkerComes) {
   Make();
   worker_ = AddWorker("w1", false);

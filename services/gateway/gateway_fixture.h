@@ -108,9 +108,11 @@ inline SessionToken Event(const SessionSubmit& r, uint32_t choice, Position posi
 
 class GatewayTest : public ::testing::Test {
  protected:
-  void Make(GatewayOptions options = {}, const ParserNames& parsers = {}) {
+  // `context_known` false: a config.json that does not say how long the context is.
+  void Make(GatewayOptions options = {}, const ParserNames& parsers = {}, bool context_known = true) {
     auto model = LoadModelInfo(CONSILIUM_SOURCE_DIR "/models/demo", "demo", parsers);
     ASSERT_TRUE(model.ok()) << model.status();
+    if (!context_known) model->context_tokens = 0;
     metrics_ = std::make_unique<Metrics>();
     gateway_ = std::make_unique<Gateway>(*std::move(model), std::move(options), metrics_.get());
   }

@@ -13,16 +13,6 @@ namespace consilium::gateway {
 constexpr uint32_t kRetryDelayMs = 50;  // after a worker refused a submission it may take later
 constexpr MonoTime kMs = 1000;
 
-inline ApiError ServerError(int status, std::string message, std::string code = "") {
-  ApiError error;
-  error.status = status;
-  error.message = std::move(message);
-  error.type = status == 429 ? "rate_limit_error" : status == 503 ? "service_unavailable" : "server_error";
-  error.code = std::move(code);
-  if (status == 429 || status == 503) error.retry_after_s = 1;
-  return error;
-}
-
 // system_fingerprint: class, fingerprint, first 12 hex digits of the manifest.
 inline std::string Fingerprint(const WorkerWelcome& info) {
   std::string manifest;
