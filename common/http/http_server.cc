@@ -1,6 +1,8 @@
 // One TU holds all of Boost.Beast and Asio. Each worker has an io_context with one thread; a connection lives
 // on one worker, so its reads, timers and writes need no lock. Handlers' threads reach it through `out_mu_`
 // and Post.
+#include <sys/resource.h>
+
 #include <utility>  // before Asio: Boost 1.74 forgets it
 
 #include "common/http/http_server.h"
@@ -679,7 +681,20 @@ std::string_view HttpRequest::header(std::string_view name) const {
   return "";
 }
 
+namespace {
+
+// A connection is a file: the soft limit of a shell (often 1024) must not be the server's.
+void RaiseFileLimit() {
+  rlimit files{};
+  if (getrlimit(RLIMIT_NOFILE, &files) != 0 || files.rlim_cur == files.rlim_max) return;
+  files.rlim_cur = files.rlim_max;
+  (void)setrlimit(RLIMIT_NOFILE, &files);
+}
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(HttpServerOptions options, Handler handler) {
+  RaiseFileLimit();
   auto server = std::make_unique<Server>(std::move(options), std::move(handler));
   RETURN_IF_ERROR(server->Listen());
   return std::unique_ptr<HttpServer>(std::move(server));

@@ -415,9 +415,9 @@ TEST_F(Http, SaysWhichAddressIsBusy) {
 TEST_F(Http, HoldsAThousandOpenStreamsOnTwoThreads) {
   rlimit files{};
   getrlimit(RLIMIT_NOFILE, &files);
-  files.rlim_cur = files.rlim_max;
+  if (files.rlim_max < 2500) GTEST_SKIP() << "needs 2500 file descriptors, has " << files.rlim_max;
+  files.rlim_cur = 1024;  // as in most shells: the server raises it
   setrlimit(RLIMIT_NOFILE, &files);
-  if (files.rlim_cur < 2500) GTEST_SKIP() << "needs 2500 file descriptors, has " << files.rlim_cur;
   HttpServerOptions options;
   options.threads = 2;
   Start(std::move(options));
