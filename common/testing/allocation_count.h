@@ -27,6 +27,7 @@ void* CountedAllocate(size_t size, size_t align) {
 }
 }  // namespace
 
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"  // new and delete are both replaced here
 void* operator new(size_t size) { return CountedAllocate(size, 1); }
 void* operator new[](size_t size) { return CountedAllocate(size, 1); }
 void* operator new(size_t size, std::align_val_t align) {

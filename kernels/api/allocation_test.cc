@@ -11,6 +11,7 @@ namespace {
 std::atomic<size_t> allocations{0};
 }  // namespace
 
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"  // new and delete are both replaced here
 void* operator new(size_t n) {
   allocations.fetch_add(1, std::memory_order_relaxed);
   if (void* p = std::malloc(n)) return p;

@@ -21,6 +21,7 @@ static void* Counted(size_t bytes, size_t align) {
   if (p == nullptr) throw std::bad_alloc();
   return p;
 }
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"  // new and delete are both replaced here
 void* operator new(size_t n) { return Counted(n, 0); }
 void* operator new[](size_t n) { return Counted(n, 0); }
 void* operator new(size_t n, std::align_val_t a) { return Counted(n, static_cast<size_t>(a)); }
