@@ -28,6 +28,9 @@ if(CONSILIUM_SANITIZE)
   add_compile_options(-fsanitize=${CONSILIUM_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
   add_link_options(-fsanitize=${CONSILIUM_SANITIZE})
 endif()
+if(CONSILIUM_FUZZ)
+  add_compile_options(-fsanitize=fuzzer-no-link)  # coverage of the libraries, which steers the fuzzer
+endif()
 add_compile_definitions(CONSILIUM_VERSION="${PROJECT_VERSION}")
 
 function(consilium_warnings target)

@@ -50,7 +50,8 @@ configure() {
   find_cargo || { say "no Rust of at least $RUST_MIN: run scripts/setup"; return 1; }
   if [ ! -f "$dir/build.ninja" ]; then
     say "configuring $dir"
-    (cd "$ROOT" && cmake --preset "$preset" -DCARGO="$CARGO") >&2 </dev/null || return 1
+    # The Rust library is the same in all of them.
+    (cd "$ROOT" && cmake --preset "$preset" -DCARGO="$CARGO" -DCONSILIUM_CARGO_OUT="$ROOT/build/cargo") >&2 </dev/null || return 1
   fi
   printf '%s\n' "$dir"
 }

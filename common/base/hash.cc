@@ -13,6 +13,15 @@ uint64_t Xxh3(std::span<const std::byte> bytes, uint64_t seed) {
   return XXH3_64bits_withSeed(bytes.data(), bytes.size(), seed);
 }
 
+Xxh3Stream::Xxh3Stream() : state_(XXH3_createState()) {
+  CHECK(state_ != nullptr && XXH3_64bits_reset(static_cast<XXH3_state_t*>(state_)) == XXH_OK);
+}
+Xxh3Stream::~Xxh3Stream() { XXH3_freeState(static_cast<XXH3_state_t*>(state_)); }
+void Xxh3Stream::Update(std::span<const std::byte> bytes) {
+  CHECK(XXH3_64bits_update(static_cast<XXH3_state_t*>(state_), bytes.data(), bytes.size()) == XXH_OK);
+}
+uint64_t Xxh3Stream::value() const { return XXH3_64bits_digest(static_cast<const XXH3_state_t*>(state_)); }
+
 Sha256::Sha256() : context_(EVP_MD_CTX_new()) {
   CHECK(EVP_DigestInit_ex(static_cast<EVP_MD_CTX*>(context_), EVP_sha256(), nullptr) == 1);
 }

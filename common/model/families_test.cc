@@ -55,7 +55,7 @@ TEST_P(FamilyFolders, EveryTensorHasARoleAndTheSumsAreRight) {
   } else {
     EXPECT_EQ(claimed, in_files);
   }
-  const auto text = DescribeModel(dir_, true);
+  const auto text = DescribeModel(dir_, {.json = true});
   ASSERT_TRUE(text.ok()) << ToString(text.status());
   const auto json = nlohmann::json::parse(*text);
   EXPECT_EQ(json["family"], GetParam().family);
@@ -65,7 +65,7 @@ TEST_P(FamilyFolders, EveryTensorHasARoleAndTheSumsAreRight) {
   if (!spec->expert_bias) {
     EXPECT_EQ(json["params_active"], claimed - routed + active);
   }
-  EXPECT_TRUE(DescribeModel(dir_, false).ok());
+  EXPECT_TRUE(DescribeModel(dir_).ok());
 }
 
 INSTANTIATE_TEST_SUITE_P(

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "common/base/status.h"
@@ -170,7 +172,8 @@ TEST(GgufModel, ATokenizerBesideTheFileWins) {
 
 TEST(GgufModel, EveryReferenceFileIsDescribedAndClaimed) {
   for (const char* name : {"gguf_deepseek2_bf16", "gguf_gpt_oss_mxfp4", "gguf_mixtral_q8_0",
-                           "gguf_olmoe_q4_0", "gguf_qwen3moe_q4_k_q6_k"}) {
+                           "gguf_olmoe_q4_0", "gguf_qwen3moe_q4_k_q6_k", "gguf_dbrx",
+                           "gguf_deepseek2_lite_old", "gguf_granitemoe_shared", "gguf_grok"}) {
     const auto spec = ReadModelSpec(Golden(name));
     ASSERT_TRUE(spec.ok()) << ToString(spec.status());
     EXPECT_THAT(spec->eos_ids, ElementsAre(2, 4)) << name;
@@ -199,6 +202,171 @@ TEST(GgufModel, MlaRanksAndScalingComeThroughAsInTheConfig) {
   // (nope + rope)^-0.5 times (0.1 ln 8 + 1)^2
   EXPECT_NEAR(spec->mla.scale, 0.20412415 * 1.2079442 * 1.2079442, 1e-6);
   EXPECT_FLOAT_EQ(spec->rope.attention_scaling, 1.0f);
+}
+
+// Every number that the metadata can say is the one in the config.json they were made from.
+TEST(GgufModel, ArchitecturesAreDescribedAsTheirConfigs) {
+  constexpr std::pair<const char*, const char*> kPairs[] = {{"gguf_qwen2moe", "qwen2_moe"},
+                                                            {"gguf_granitemoe", "granitemoe"},
+                                                            {"gguf_granitemoe_shared", "granitemoeshared"},
+                                                            {"gguf_glm4moe", "glm4_moe"},
+                                                            {"gguf_deepseek2_lite", "deepseek_v2_lite"},
+                                                            {"gguf_deepseek2_lite_old", "deepseek_v2_lite"},
+                                                            {"gguf_dots1", "dots1"},
+                                                            {"gguf_ernie4_5_moe", "ernie4_5_moe"},
+                                                            {"gguf_hunyuan_moe", "hunyuan_v1_moe"},
+                                                            {"gguf_minimax_m2", "minimax_m2"},
+                                                            {"gguf_dbrx", "dbrx"},
+                                                            {"gguf_grok", "grok1"}};
+  for (const auto& [file, folder] : kPairs) {
+    const auto a = ReadModelSpec(Golden(file)), b = ReadModelSpec(Golden(folder));
+    ASSERT_TRUE(a.ok() && b.ok()) << file << ToString(a.status()) << ToString(b.status());
+    EXPECT_EQ(a->family, b->family);
+    EXPECT_EQ(a->context, b->context) << file;
+    EXPECT_EQ(a->tied_embeddings, b->tied_embeddings) << file;
+    EXPECT_EQ(a->gate.top_k, b->gate.top_k) << file;
+    EXPECT_EQ(a->gate.groups, b->gate.groups) << file;
+    EXPECT_EQ(a->gate.renormalize, b->gate.renormalize) << file;
+    EXPECT_EQ(a->gate.scale, b->gate.scale) << file;
+    EXPECT_EQ(a->expert_inter, b->expert_inter) << file;
+    EXPECT_EQ(a->norm_eps, b->norm_eps) << file;
+    EXPECT_EQ(a->rope.dims, b->rope.dims) << file;
+    EXPECT_EQ(a->rope.interleaved, b->rope.interleaved) << file;
+    EXPECT_EQ(a->rope.inv_freq, b->rope.inv_freq) << file;
+    EXPECT_EQ(a->logit_scale, b->logit_scale) << file;
+    EXPECT_EQ(a->embed_scale, b->embed_scale) << file;
+    EXPECT_EQ(a->activation, b->activation) << file;
+    EXPECT_EQ(a->eos_ids, b->eos_ids) << file;
+  }
+}
+
+Gguf SmallDeepseek(int64_t experts, int64_t gating) {
+  Gguf g;
+  g.metadata["general.architecture"] = std::string("deepseek2");
+  const auto set = [&](const std::string& key, int64_t v) { g.metadata["deepseek2." + key] = v; };
+  for (const char* key : {"embedding_length", "feed_forward_length", "expert_feed_forward_length",
+                          "attention.kv_lora_rank", "vocab_size", "context_length"})
+    set(key, 64);
+  set("block_count", 2);
+  set("attention.head_count", 4);
+  set("attention.head_count_kv", 4);
+  set("attention.key_length", 24);
+  set("attention.value_length", 16);
+  set("rope.dimension_count", 8);
+  set("expert_count", experts);
+  set("expert_used_count", 4);
+  set("expert_gating_func", gating);
+  return g;
+}
+
+TEST(GgufModel, DeepseekFilesWithoutGroupCountsHaveThoseOfTheReleases) {
+  const auto groups = [](const Gguf& g) {
+    const auto config = GgufConfigJson(g, "f");
+    EXPECT_TRUE(config.ok()) << ToString(config.status());
+    const Json j = Json::parse(config.value_or("{}"));
+    return std::pair(j["n_group"].get<int>(), j["topk_group"].get<int>());
+  };
+  EXPECT_EQ(groups(SmallDeepseek(256, 2)), std::pair(8, 4));  // V3, R1
+  EXPECT_EQ(groups(SmallDeepseek(160, 1)), std::pair(8, 3));  // V2
+  EXPECT_EQ(groups(SmallDeepseek(64, 1)), std::pair(1, 1));   // V2-Lite
+  EXPECT_EQ(groups(SmallDeepseek(384, 2)), std::pair(1, 1));  // Kimi K2
+  Gguf said = SmallDeepseek(256, 2);
+  said.metadata["deepseek2.expert_group_count"] = int64_t{1};
+  EXPECT_EQ(groups(said), std::pair(1, 1));
+}
+
+TEST(GgufModel, WhatMetadataSayOtherwiseIsRefused) {
+  const auto error = [](const Gguf& g) { return ToString(GgufConfigJson(g, "f").status()); };
+  EXPECT_THAT(error(SmallDeepseek(16, 3)), HasSubstr("deepseek2.expert_gating_func: expected 1"));
+  Gguf mistral = SmallDeepseek(16, 1);
+  mistral.metadata["deepseek2.attention.temperature_scale"] = 0.1;
+  EXPECT_THAT(error(mistral), HasSubstr("Mistral Large 3 is supported in its own format only"));
+  Gguf absorbed = SmallDeepseek(16, 1);
+  absorbed.tensors.emplace_back().name = "blk.0.attn_k_b.weight";
+  EXPECT_THAT(error(absorbed), HasSubstr("key_length_mla: missing"));
+  Gguf lacking = SmallDeepseek(16, 1);
+  lacking.metadata.erase("deepseek2.context_length");
+  EXPECT_THAT(error(lacking), HasSubstr("deepseek2.context_length: missing; expected an integer"));
+}
+
+Gguf SmallLlama() {
+  Gguf g;
+  g.metadata["general.architecture"] = std::string("llama");
+  for (const auto& [key, v] : {std::pair<const char*, int64_t>{"block_count", 1},
+                               {"embedding_length", 8},
+                               {"attention.head_count", 2},
+                               {"attention.head_count_kv", 1},
+                               {"expert_count", 2}})
+    g.metadata["llama." + std::string(key)] = v;
+  return g;
+}
+TensorInfo Stored(const std::string& name, std::vector<uint64_t> shape, uint64_t offset) {
+  TensorInfo t;
+  t.name = name;
+  t.shape = std::move(shape);
+  t.range = ByteRange{0, offset, 4 * t.elements()};
+  return t;
+}
+
+TEST(GgufModel, ExpertsMayBeSingleTensors) {
+  Gguf g = SmallLlama();
+  g.tensors = {Stored("blk.0.ffn_gate.0.weight", {6, 8}, 0), Stored("blk.0.ffn_down.1.weight", {8, 6}, 192),
+               Stored("blk.0.ffn_up.x.weight", {6, 8}, 384)};
+  const auto tensors = GgufTensors(g, "f");
+  ASSERT_TRUE(tensors.ok()) << ToString(tensors.status());
+  ASSERT_EQ(tensors->size(), 3u);
+  EXPECT_EQ((*tensors)[0].role, "layers.0.experts.0.gate");
+  EXPECT_EQ((*tensors)[1].role, "layers.0.experts.1.down");
+  EXPECT_EQ((*tensors)[2].role, "");  // nobody's: refused by name when roles are claimed
+}
+
+TEST(GgufModel, FusedQueriesKeysAndValuesAreCutByRows) {
+  Gguf g = SmallLlama();
+  g.tensors = {Stored("blk.0.attn_qkv.weight", {16, 8}, 64), Stored("blk.0.attn_qkv.bias", {16}, 1000)};
+  const auto tensors = GgufTensors(g, "f");
+  ASSERT_TRUE(tensors.ok()) << ToString(tensors.status());
+  ASSERT_EQ(tensors->size(), 6u);
+  EXPECT_EQ((*tensors)[0].role, "layers.0.q");
+  EXPECT_THAT((*tensors)[0].shape, ElementsAre(8, 8));
+  EXPECT_EQ((*tensors)[0].rotary_head, 4u);
+  EXPECT_EQ((*tensors)[1].role, "layers.0.k");
+  EXPECT_EQ((*tensors)[1].range, (ByteRange{0, 64 + 8 * 32, 4 * 32}));
+  EXPECT_EQ((*tensors)[2].role, "layers.0.v");
+  EXPECT_EQ((*tensors)[2].rotary_head, 0u);
+  EXPECT_EQ((*tensors)[5].role, "layers.0.v_bias");
+  EXPECT_EQ((*tensors)[5].range, (ByteRange{0, 1000 + 12 * 4, 16}));
+  g.tensors[0].shape = {15, 8};
+  EXPECT_THAT(ToString(GgufTensors(g, "f").status()),
+              HasSubstr("expected 16 rows of q, k and v, got [15, 8]"));
+}
+
+// A head that lies in a later file is seen: embeddings are not tied.
+TEST(GgufModel, TheConfigOfASplitModelKnowsTheTensorsOfAllFiles) {
+  const std::string dir = ::testing::TempDir() + "gguf_split";
+  std::filesystem::create_directories(dir);
+  const auto write = [&](int number, const Builder& b) {
+    std::ofstream(dir + "/m-0000" + std::to_string(number) + "-of-00002.gguf", std::ios::binary) << b.bytes_;
+  };
+  Builder first, second;
+  first.Header(1, 10).U32("split.count", 2).U32("split.no", 0).Text("general.architecture");
+  first.Put<uint32_t>(8).Text("llama");
+  for (const auto& [key, v] : {std::pair<const char*, uint32_t>{"block_count", 1},
+                               {"embedding_length", 8},
+                               {"attention.head_count", 2},
+                               {"attention.head_count_kv", 1},
+                               {"expert_count", 2},
+                               {"expert_used_count", 1},
+                               {"context_length", 16}})
+    first.U32("llama." + std::string(key), v);
+  first.Tensor("token_embd.weight", {8, 4}, 0, 0).Data(128);
+  second.Header(1, 1).U32("split.no", 1).Tensor("output.weight", {8, 4}, 0, 0).Data(128);
+  write(1, first);
+  write(2, second);
+  const auto place = FindModel(dir);
+  ASSERT_TRUE(place.ok()) << ToString(place.status());
+  const auto config = ReadConfigText(*place);
+  ASSERT_TRUE(config.ok()) << ToString(config.status());
+  EXPECT_FALSE(Json::parse(config->text)["tie_word_embeddings"].get<bool>());
 }
 
 TEST(GgufModel, UnknownArchitecturesAndTokenizersAreNamed) {

@@ -1,14 +1,18 @@
 #include "common/model/inspect.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <map>
 #include <set>
 
+#include "common/base/limits.h"
 #include "common/base/status.h"
+#include "common/model/fit.h"
 #include "common/model/json_text.h"
 #include "common/model/model_files.h"
 #include "common/model/model_spec.h"
+#include "common/model/numerics_choice.h"
 #include "common/model/tensor_index.h"
 
 namespace consilium {
@@ -123,6 +127,45 @@ std::string TokenizerText(const ModelPlace& place) {
   return type + ", " + std::to_string(entries) + " entries";
 }
 
+// What fits where: JSON "fit".
+absl::StatusOr<Json> Fit(const ModelSpec& spec, const Manifest& manifest, const Figures& f,
+                         const InspectOptions& options) {
+  ASSIGN_OR_RETURN(const NumericsChoice choice, ChooseNumerics({"f32", options.weights_as}, manifest));
+  std::vector<uint64_t> sizes;
+  uint64_t total = 0;
+  for (const ExpertEntry& e : manifest.experts) {
+    sizes.push_back(choice.ExpertBytes(e));
+    total += sizes.back();
+  }
+  Json out;
+  out["weights_as"] = options.weights_as;
+  out["expert_bytes"] = total;
+  out["bytes_per_expert"] = sizes.empty() ? 0 : *std::max_element(sizes.begin(), sizes.end());
+  out["shards"] = Json::array();
+  for (const std::string& text : options.shard_memory.empty()
+                                     ? std::vector<std::string>{"24GiB", "48GiB", "80GiB"}
+                                     : options.shard_memory) {
+    const auto memory = ParseByteCount(text);
+    if (!memory.ok()) return Annotate(memory.status(), "--shard-memory");
+    if (sizes.empty()) continue;
+    const ShardFit fit = FitShards(sizes, *memory);
+    Json shard;
+    shard["memory"] = fit.memory;
+    shard["shards"] = fit.shards == 0 ? Json() : Json(fit.shards);
+    shard["experts_per_shard"] = fit.experts_each;
+    shard["bytes_per_shard"] = fit.bytes_each;
+    shard["headroom_per_shard"] = fit.headroom_each;
+    out["shards"].push_back(shard);
+  }
+  const uint64_t tokens = options.tokens != 0 ? options.tokens : spec.context;
+  const uint64_t pages = (tokens + kKvBlockTokens - 1) / kKvBlockTokens;
+  const uint64_t dense = f.total_bytes - f.bytes[static_cast<size_t>(ModelPart::kExperts)];
+  const uint64_t kv = pages * kKvBlockTokens * KvBytesPerToken(spec);
+  out["attention"] = {
+      {"tokens", tokens}, {"dense_bytes", dense}, {"kv_bytes", kv}, {"memory", ProcessBytes(dense + kv)}};
+  return out;
+}
+
 Json ToJson(const ModelPlace& place, const ModelSpec& s, const Figures& f) {
   Json bytes = Json::object(), params = Json::object();
   for (size_t i = 0; i < kPartNames.size(); ++i) {
@@ -154,6 +197,26 @@ Json ToJson(const ModelPlace& place, const ModelSpec& s, const Figures& f) {
   return out;
 }
 
+std::string FitText(const Json& fit) {
+  const auto human = [](const Json& bytes) { return Human(bytes.get<uint64_t>()); };
+  const auto number = [](const Json& value) { return std::to_string(value.get<uint64_t>()); };
+  std::string out = "what fits (whole experts, " + fit["weights_as"].get<std::string>() + ": " +
+                    human(fit["bytes_per_expert"]) + " each, " + human(fit["expert_bytes"]) +
+                    " in all; a tenth and 100 MB of a process for its work)\n";
+  for (const Json& s : fit["shards"]) {
+    out += "  shards of " + human(s["memory"]) + ": ";
+    if (s["shards"].is_null()) {
+      out += "too small for one expert\n";
+      continue;
+    }
+    out += number(s["shards"]) + ", with up to " + number(s["experts_per_shard"]) + " experts (" +
+           human(s["bytes_per_shard"]) + ") each; " + human(s["headroom_per_shard"]) + " left\n";
+  }
+  const Json& a = fit["attention"];
+  return out + "  attention: " + human(a["memory"]) + " with " + number(a["tokens"]) + " tokens cached (" +
+         human(a["dense_bytes"]) + " of weights, " + human(a["kv_bytes"]) + " of KV)\n";
+}
+
 std::string ToText(const Json& j) {
   std::string out;
   const auto line = [&](std::string_view key, const std::string& value) {
@@ -180,19 +243,21 @@ std::string ToText(const Json& j) {
   }
   line("KV cache", number("kv_bytes_per_token") + " bytes a token");
   line("tokenizer", j["tokenizer"].get<std::string>());
-  return out;
+  return out + FitText(j["fit"]);
 }
 
 }  // namespace
 
-absl::StatusOr<std::string> DescribeModel(const std::string& path, bool json) {
+absl::StatusOr<std::string> DescribeModel(const std::string& path, const InspectOptions& options) {
   ASSIGN_OR_RETURN(const ModelPlace place, FindModel(path));
   ASSIGN_OR_RETURN(const ModelSpec spec, ReadModelSpec(path));
   ASSIGN_OR_RETURN(const ConfigText config, ReadConfigText(place));
   ASSIGN_OR_RETURN(TensorIndex index, ReadTensorIndex(place, config));
   ASSIGN_OR_RETURN(const Manifest manifest, ClaimTensors(spec, std::move(index), place.key()));
-  const Json figures = ToJson(place, spec, Sum(spec, manifest));
-  return json ? figures.dump(2) + "\n" : ToText(figures);
+  const Figures figures = Sum(spec, manifest);
+  Json json = ToJson(place, spec, figures);
+  ASSIGN_OR_RETURN(json["fit"], Fit(spec, manifest, figures, options));
+  return options.json ? json.dump(2) + "\n" : ToText(json);
 }
 
 }  // namespace consilium

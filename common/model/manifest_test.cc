@@ -221,7 +221,7 @@ TEST_F(ManifestTest, StoreReadsRangesAndNamesAShortFile) {
 }
 
 TEST_F(ManifestTest, InspectSumsToTheFile) {
-  const auto text = DescribeModel(std::string(CONSILIUM_SOURCE_DIR) + "/models/demo", true);
+  const auto text = DescribeModel(std::string(CONSILIUM_SOURCE_DIR) + "/models/demo", {.json = true});
   ASSERT_TRUE(text.ok()) << ToString(text.status());
   const auto j = nlohmann::json::parse(*text);
   EXPECT_EQ(j["params_total"], 9773248 + 5 * 32);  // the model card, which leaves the correction biases out
@@ -230,7 +230,7 @@ TEST_F(ManifestTest, InspectSumsToTheFile) {
   uint64_t sum = 0;
   for (const auto& [part, bytes] : j["bytes_by_part"].items()) sum += bytes.get<uint64_t>();
   EXPECT_EQ(sum, j["bytes_total"].get<uint64_t>());
-  EXPECT_THAT(*DescribeModel(std::string(CONSILIUM_SOURCE_DIR) + "/tests/golden/mixtral", false),
+  EXPECT_THAT(*DescribeModel(std::string(CONSILIUM_SOURCE_DIR) + "/tests/golden/mixtral"),
               HasSubstr("GQA, 4 heads over 2 of 16 lanes"));
 }
 

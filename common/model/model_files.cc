@@ -87,8 +87,8 @@ absl::StatusOr<ConfigText> ReadConfigText(const ModelPlace& place) {
     ASSIGN_OR_RETURN(std::string text, ReadTextFile(path, kConfigBytesMax));
     return ConfigText{std::move(text), path};
   }
-  ASSIGN_OR_RETURN(const Gguf gguf, ReadGguf(place.gguf, 0));
-  ASSIGN_OR_RETURN(std::string text, GgufConfigJson(gguf, place.gguf));
+  ASSIGN_OR_RETURN(const GgufFiles read, ReadGgufFiles(place.gguf));
+  ASSIGN_OR_RETURN(std::string text, GgufConfigJson(read.gguf, place.gguf));
   return ConfigText{std::move(text), place.gguf};
 }
 
@@ -107,7 +107,8 @@ absl::StatusOr<ModelTexts> ReadModelTexts(const std::string& path) {
     }
     return out;
   }
-  ASSIGN_OR_RETURN(const Gguf gguf, ReadGguf(place.gguf, 0));
+  ASSIGN_OR_RETURN(const GgufFiles read, ReadGgufFiles(place.gguf));
+  const Gguf& gguf = read.gguf;
   ASSIGN_OR_RETURN(out.config, GgufConfigJson(gguf, place.gguf));
   if (!out.tokenizer) {
     ASSIGN_OR_RETURN(out.tokenizer, GgufTokenizerJson(gguf, place.gguf));

@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "common/base/status.h"
 #include "common/model/model_spec.h"
@@ -181,10 +182,75 @@ TEST(StoredMatrix, LargeMatricesAreReadInPiecesThatPackAsTheWhole) {
   const TensorInfo t = store.AddF32({1040, 8192}, 1);  // 34 MB
   const auto packed = LoadMatrix(t, &store);
   ASSERT_TRUE(packed.ok()) << ToString(packed.status());
-  EXPECT_EQ(store.reads.size(), 3u);
+  EXPECT_EQ(store.reads.size(), (t.bytes() + kStagingBytes - 1) / kStagingBytes);
   for (uint64_t n : store.reads) EXPECT_LE(n, kStagingBytes);
   for (uint32_t row : {0u, 511u, 512u, 1039u})
     EXPECT_EQ(kernels::WeightValue(*packed, row, 5), 1.0f + static_cast<float>(row * 8192 + 5));
+}
+
+// Gate and up interleaved in one range (read whole), down in MXFP4 with scales, in pieces.
+TEST(StoredMatrix, ALargeExpertIsReadInPiecesAndItsChecksumIsThatOfItsRanges) {
+  MemoryStore store;
+  ExpertEntry entry;
+  TensorInfo& gate = entry.parts[0];
+  gate = store.AddF32({64, 96}, 1);
+  gate.shape[0] = 32;
+  gate.row_step = 2;
+  entry.parts[1] = gate;
+  entry.parts[1].first_row = 1;
+  TensorInfo& down = entry.parts[2];
+  down.name = "down";
+  down.coding = Coding::kMxfp4;
+  down.dtype = DType::kU8;
+  down.shape = {192 * 1024, 64};
+  down.range = {0, store.bytes.size(), 192 * 1024 * 32};
+  for (uint64_t i = 0; i < down.range.length; ++i) store.bytes.push_back(static_cast<std::byte>(Mix(i, 1)));
+  down.scales = {0, store.bytes.size(), 192 * 1024 * 2};
+  for (uint64_t i = 0; i < down.scales.length; ++i)
+    store.bytes.push_back(static_cast<std::byte>(120 + Mix(i, 2) % 8));
+  ASSERT_EQ(entry.bytes(), store.bytes.size());
+  entry.checksum = Xxh3(store.bytes);
+  ASSERT_GT(down.range.length, kStagingBytes);
+
+  const auto weights = LoadExpert(entry, &store);
+  ASSERT_TRUE(weights.ok()) << ToString(weights.status());
+  for (uint64_t n : store.reads) EXPECT_LE(n, kStagingBytes);
+  EXPECT_EQ(kernels::WeightValue(weights->up, 3, 5), 1.0f + 7 * 96 + 5);
+  OwnedTensor whole;
+  ASSERT_TRUE(whole.Read(down, ReaderOf(&store)).ok());
+  std::vector<uint32_t> order;
+  const auto packed = kernels::Pack(*SourceOf(down, whole.bytes(), &order));
+  ASSERT_TRUE(packed.ok());
+  EXPECT_EQ(std::memcmp(packed->data.get(), weights->down.data.get(), packed->bytes()), 0);
+
+  // A damaged byte is named as that, also where it is no number; a damaged value at the very end, too.
+  for (const uint64_t at : {uint64_t{3}, down.scales.offset + 9, down.range.offset + down.range.length - 1}) {
+    const std::byte old = std::exchange(store.bytes[at], std::byte{0xFF});
+    EXPECT_EQ(LoadExpert(entry, &store).status().code(), absl::StatusCode::kDataLoss) << at;
+    store.bytes[at] = old;
+  }
+}
+
+TEST(StoredMatrix, AnExpertQuantisedInPiecesIsThatOfTheWhole) {
+  MemoryStore store;
+  ExpertEntry entry;
+  for (TensorInfo& t : entry.parts) t = store.AddF32({48, 32 * 1024}, -3000);
+  entry.checksum = Xxh3(store.bytes);
+  kernels::QuantError in_pieces, whole;
+  const auto weights = LoadExpert(entry, &store, WeightsAs::kInt8, &in_pieces);
+  ASSERT_TRUE(weights.ok()) << ToString(weights.status());
+  const kernels::PackedMatrix* matrices[] = {&weights->gate, &weights->up, &weights->down};
+  for (int i = 0; i < 3; ++i) {
+    OwnedTensor owned;
+    ASSERT_TRUE(owned.Read(entry.parts[i], ReaderOf(&store)).ok());
+    std::vector<uint32_t> order;
+    const auto packed = kernels::PackQuantized(*SourceOf(entry.parts[i], owned.bytes(), &order),
+                                               kernels::WeightFormat::kInt8, kQuantScale, &whole);
+    ASSERT_TRUE(packed.ok());
+    ASSERT_EQ(packed->bytes(), matrices[i]->bytes());
+    EXPECT_EQ(std::memcmp(packed->data.get(), matrices[i]->data.get(), packed->bytes()), 0);
+  }
+  EXPECT_DOUBLE_EQ(in_pieces.relative(), whole.relative());
 }
 
 TEST(StoredMatrix, LatentHeadsOfQuantisedAndPlainFormsAgree) {

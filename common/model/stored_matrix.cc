@@ -1,12 +1,13 @@
 #include "common/model/stored_matrix.h"
 
 #include <algorithm>
+#include <cstring>
+#include <utility>
 
 #include "common/base/status.h"
 #include "common/model/safetensors.h"
 
 namespace consilium {
-namespace {
 
 using kernels::PackedMatrix;
 using kernels::WeightFormat;
@@ -42,6 +43,13 @@ WeightFormat FormatOf(const TensorInfo& t) {
   }
   return WeightFormat::kF32;
 }
+
+WeightFormat QuantFormat(WeightsAs as) {
+  CHECK(as != WeightsAs::kStored);
+  return as == WeightsAs::kInt8 ? WeightFormat::kInt8 : WeightFormat::kInt4;
+}
+
+namespace {
 
 WeightSource::Layout LayoutOf(const TensorInfo& t) {
   switch (t.coding) {
@@ -181,18 +189,23 @@ absl::StatusOr<WeightSource> SourceOf(const TensorInfo& t, TensorBytes bytes,
   return s;
 }
 
-absl::StatusOr<OwnedTensor> OwnedTensor::Read(const TensorInfo& t, ModelStore* store) {
-  OwnedTensor out;
-  out.values_ = t.range.length;
-  out.buffer_.resize(t.range.length + t.scales.length);
-  RETURN_IF_ERROR(store->Read(t.range, std::span(out.buffer_).first(t.range.length)));
-  if (t.scales.length > 0)
-    RETURN_IF_ERROR(store->Read(t.scales, std::span(out.buffer_).subspan(t.range.length)));
-  return out;
+absl::Status OwnedTensor::Read(const TensorInfo& t, const RangeReader& read) {
+  values_ = t.range.length;
+  scales_ = t.scales.length;
+  if (values_ + scales_ > capacity_) {
+    capacity_ = values_ + scales_;
+    buffer_ = std::make_unique_for_overwrite<std::byte[]>(capacity_);
+  }
+  RETURN_IF_ERROR(read(t.range, {buffer_.get(), values_}));
+  return scales_ == 0 ? absl::OkStatus() : read(t.scales, {buffer_.get() + values_, scales_});
 }
 
 TensorBytes OwnedTensor::bytes() const {
-  return {std::span(buffer_).first(values_), std::span(buffer_).subspan(values_)};
+  return {{buffer_.get(), values_}, {buffer_.get() + values_, scales_}};
+}
+
+RangeReader ReaderOf(ModelStore* store) {
+  return [store](const ByteRange& range, std::span<std::byte> out) { return store->Read(range, out); };
 }
 
 absl::StatusOr<std::vector<float>> WidenTensor(const TensorInfo& t, TensorBytes bytes) {
@@ -205,64 +218,157 @@ absl::StatusOr<std::vector<float>> WidenTensor(const TensorInfo& t, TensorBytes 
 }
 
 absl::StatusOr<std::vector<float>> LoadFloats(const TensorInfo& t, ModelStore* store) {
-  ASSIGN_OR_RETURN(const OwnedTensor owned, OwnedTensor::Read(t, store));
+  OwnedTensor owned;
+  RETURN_IF_ERROR(owned.Read(t, ReaderOf(store)));
   return WidenTensor(t, owned.bytes());
 }
 
-absl::StatusOr<PackedMatrix> LoadMatrix(const TensorInfo& t, ModelStore* store) {
+namespace {
+
+// The output columns of `matrix` from `at` on; at 0 it is made, with `out` columns.
+absl::Status PackPiece(const WeightSource& source, uint32_t at, uint32_t out, WeightsAs as,
+                       PackedMatrix* matrix, kernels::QuantError* error) {
+  if (as == WeightsAs::kStored) {
+    if (at == 0) {
+      ASSIGN_OR_RETURN(*matrix, kernels::AllocatePacked(source, out));
+    }
+    return kernels::PackInto(source, at, matrix);
+  }
+  ASSIGN_OR_RETURN(PackedMatrix piece, kernels::PackQuantized(source, QuantFormat(as), kQuantScale, error));
+  if (source.rows() == out) {
+    *matrix = std::move(piece);
+    return absl::OkStatus();
+  }
+  if (at == 0) {
+    matrix->out = out;
+    matrix->in = piece.in;
+    matrix->format = piece.format;
+    matrix->scale = piece.scale;
+    matrix->data = kernels::AllocateAligned(matrix->bytes());
+  }
+  std::memcpy(matrix->data.get() + at / kernels::kPanelColumns * matrix->panel_bytes(), piece.data.get(),
+              piece.bytes());
+  return absl::OkStatus();
+}
+
+// Some rows at a time where their order allows it.
+absl::StatusOr<PackedMatrix> PackRows(const TensorInfo& t, const RangeReader& read, WeightsAs as,
+                                      kernels::QuantError* error) {
   if (t.shape.size() != 2 || t.elements() == 0)
     return InvalidArgument(Where(t) + "expected a matrix, got shape " + ShapeText(t.shape));
   const uint64_t step = PieceRows(t);
   PackedMatrix out;
+  OwnedTensor owned;
+  std::vector<uint32_t> order;
   for (uint64_t row = 0; row < t.rows(); row += step) {
     const TensorInfo piece = RowsOf(t, row, std::min(step, t.rows() - row));
-    ASSIGN_OR_RETURN(const OwnedTensor owned, OwnedTensor::Read(piece, store));
-    std::vector<uint32_t> order;
+    RETURN_IF_ERROR(owned.Read(piece, read));
     ASSIGN_OR_RETURN(const WeightSource source, SourceOf(piece, owned.bytes(), &order));
-    if (row == 0) {
-      ASSIGN_OR_RETURN(out, kernels::AllocatePacked(source, static_cast<uint32_t>(t.rows())));
-    }
-    RETURN_IF_ERROR(Named(kernels::PackInto(source, static_cast<uint32_t>(row), &out), t));
+    RETURN_IF_ERROR(Named(
+        PackPiece(source, static_cast<uint32_t>(row), static_cast<uint32_t>(t.rows()), as, &out, error), t));
   }
   return out;
 }
 
-absl::StatusOr<kernels::FfnWeights> LoadExpert(const ExpertEntry& entry, ModelStore* store) {
-  const std::vector<ByteRange> ranges = entry.Ranges();
-  std::vector<std::byte> bytes(entry.bytes());
-  size_t at = 0;
-  for (const ByteRange& range : ranges) {
-    RETURN_IF_ERROR(store->Read(range, std::span(bytes).subspan(at, range.length)));
-    at += range.length;
+// Reads the ranges of an expert in the order of its checksum: values as they are asked for, each followed by
+// its scales, which are needed beside them and so are read ahead.
+class ExpertReader {
+ public:
+  explicit ExpertReader(ModelStore* store) : store_(store) {}
+
+  // Of one tensor; Finish when all its values are read.
+  absl::Status Begin(const TensorInfo& t) {
+    tensor_ = &t;
+    scales_.resize(t.scales.length);
+    return t.scales.length == 0 ? absl::OkStatus() : store_->Read(t.scales, scales_);
   }
-  const uint64_t checksum = Xxh3(bytes);
+  absl::Status Read(const ByteRange& range, std::span<std::byte> out) {
+    const ByteRange& all = tensor_->scales;
+    if (range.file == all.file && range.offset >= all.offset &&
+        range.offset + range.length <= all.offset + all.length) {
+      std::memcpy(out.data(), scales_.data() + (range.offset - all.offset), range.length);
+      return absl::OkStatus();
+    }
+    RETURN_IF_ERROR(store_->Read(range, out));
+    if (!Seen(tensor_->range)) hash_.Update(out);
+    return absl::OkStatus();
+  }
+  void Finish() {
+    if (!Seen(tensor_->range)) seen_.push_back(tensor_->range);
+    if (tensor_->scales.length == 0 || Seen(tensor_->scales)) return;
+    hash_.Update(scales_);
+    seen_.push_back(tensor_->scales);
+  }
+  uint64_t checksum() const { return hash_.value(); }
+
+ private:
+  // Gate and up may lie in one range; it counts once.
+  bool Seen(const ByteRange& r) const { return std::find(seen_.begin(), seen_.end(), r) != seen_.end(); }
+
+  ModelStore* const store_;
+  const TensorInfo* tensor_ = nullptr;
+  std::vector<std::byte> scales_;
+  std::vector<ByteRange> seen_;
+  Xxh3Stream hash_;
+};
+
+absl::Status ReadExpert(const ExpertEntry& entry, WeightsAs as, ExpertReader* reader,
+                        kernels::FfnWeights* out, kernels::QuantError* error) {
+  const RangeReader read = [reader](const ByteRange& range, std::span<std::byte> to) {
+    return reader->Read(range, to);
+  };
+  PackedMatrix* matrices[3] = {&out->gate, &out->up, &out->down};
+  std::vector<float>* biases[3] = {&out->gate_bias, &out->up_bias, &out->down_bias};
+  for (int i = 0; i < 3; ++i) {
+    RETURN_IF_ERROR(reader->Begin(entry.parts[i]));
+    ASSIGN_OR_RETURN(*matrices[i], PackRows(entry.parts[i], read, as, error));
+    reader->Finish();
+  }
+  OwnedTensor owned;
+  for (int i = 0; entry.has_biases() && i < 3; ++i) {
+    RETURN_IF_ERROR(reader->Begin(entry.biases[i]));
+    RETURN_IF_ERROR(owned.Read(entry.biases[i], read));
+    ASSIGN_OR_RETURN(*biases[i], WidenTensor(entry.biases[i], owned.bytes()));
+    reader->Finish();
+  }
+  return absl::OkStatus();
+}
+
+// Of the bytes as they lie in the files.
+absl::StatusOr<uint64_t> ChecksumOf(const ExpertEntry& entry, ModelStore* store) {
+  Xxh3Stream hash;
+  std::vector<std::byte> bytes;
+  for (const ByteRange& range : entry.Ranges()) {
+    bytes.resize(range.length);
+    RETURN_IF_ERROR(store->Read(range, bytes));
+    hash.Update(bytes);
+  }
+  return hash.value();
+}
+
+}  // namespace
+
+absl::StatusOr<PackedMatrix> LoadMatrix(const TensorInfo& t, ModelStore* store) {
+  return PackRows(t, ReaderOf(store), WeightsAs::kStored, nullptr);
+}
+
+absl::StatusOr<kernels::FfnWeights> LoadExpert(const ExpertEntry& entry, ModelStore* store, WeightsAs as,
+                                               kernels::QuantError* error) {
+  kernels::FfnWeights out;
+  kernels::QuantError lost;
+  ExpertReader reader(store);
+  const absl::Status status = ReadExpert(entry, as, &reader, &out, &lost);
+  uint64_t checksum = reader.checksum();
+  if (!status.ok()) {  // damaged bytes may be no numbers, too: say the cause
+    ASSIGN_OR_RETURN(checksum, ChecksumOf(entry, store));
+  }
   if (checksum != entry.checksum) {
     return DataLoss("expert " + std::to_string(entry.expert.value) + " of layer " +
                     std::to_string(entry.layer.value) + ": checksum of the bytes read: expected " +
                     std::to_string(entry.checksum) + ", got " + std::to_string(checksum));
   }
-  const auto find = [&](const ByteRange& wanted) -> std::span<const std::byte> {
-    size_t begin = 0;
-    for (const ByteRange& range : ranges) {
-      if (range == wanted) return std::span<const std::byte>(bytes).subspan(begin, range.length);
-      begin += range.length;
-    }
-    return {};
-  };
-  kernels::FfnWeights out;
-  PackedMatrix* matrices[3] = {&out.gate, &out.up, &out.down};
-  std::vector<float>* biases[3] = {&out.gate_bias, &out.up_bias, &out.down_bias};
-  for (int i = 0; i < 3; ++i) {
-    const TensorInfo& t = entry.parts[i];
-    std::vector<uint32_t> order;
-    ASSIGN_OR_RETURN(const WeightSource source, SourceOf(t, {find(t.range), find(t.scales)}, &order));
-    auto packed = kernels::Pack(source);
-    RETURN_IF_ERROR(Named(packed.status(), t));
-    *matrices[i] = *std::move(packed);
-    if (entry.has_biases()) {
-      ASSIGN_OR_RETURN(*biases[i], WidenTensor(entry.biases[i], {find(entry.biases[i].range), {}}));
-    }
-  }
+  RETURN_IF_ERROR(status);
+  if (error != nullptr) error->Add(lost);
   return out;
 }
 
@@ -275,7 +381,8 @@ uint64_t LatentHeads::bytes() const {
 
 absl::StatusOr<LatentHeads> LoadLatentHeads(const TensorInfo& kv_b, uint32_t heads, uint32_t nope,
                                             uint32_t v_dim, ModelStore* store) {
-  ASSIGN_OR_RETURN(const OwnedTensor owned, OwnedTensor::Read(kv_b, store));
+  OwnedTensor owned;
+  RETURN_IF_ERROR(owned.Read(kv_b, ReaderOf(store)));
   std::vector<uint32_t> order;
   ASSIGN_OR_RETURN(const WeightSource all, SourceOf(kv_b, owned.bytes(), &order));
   if (all.rows() != uint64_t{heads} * (nope + v_dim))

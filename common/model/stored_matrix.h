@@ -2,6 +2,8 @@
 // whoever loads weights asks here. Quantised matrices stay quantised.
 #pragma once
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -21,15 +23,20 @@ struct TensorBytes {
 absl::StatusOr<kernels::WeightSource> SourceOf(const TensorInfo& tensor, TensorBytes bytes,
                                                std::vector<uint32_t>* row_map);
 
-// Values and scales of a tensor in one buffer.
+// Fills the span with the bytes of a range.
+using RangeReader = std::function<absl::Status(const ByteRange&, std::span<std::byte>)>;
+
+RangeReader ReaderOf(ModelStore* store);
+
+// Values and scales of a tensor in one buffer, which is kept from tensor to tensor.
 class OwnedTensor {
  public:
-  static absl::StatusOr<OwnedTensor> Read(const TensorInfo& tensor, ModelStore* store);
+  absl::Status Read(const TensorInfo& tensor, const RangeReader& read);
   TensorBytes bytes() const;
 
  private:
-  std::vector<std::byte> buffer_;
-  size_t values_ = 0;
+  std::unique_ptr<std::byte[]> buffer_;
+  size_t values_ = 0, scales_ = 0, capacity_ = 0;
 };
 
 // All values as f32, row-major [rows, columns], or the vector.
@@ -38,12 +45,23 @@ absl::StatusOr<std::vector<float>> WidenTensor(const TensorInfo& tensor, TensorB
 
 // The matrix packed in the form of its coding, read some rows at a time where the order of rows allows it: at
 // most kStagingBytes of the source lie in memory beside it then.
-inline constexpr uint64_t kStagingBytes = uint64_t{16} << 20;
+inline constexpr uint64_t kStagingBytes = uint64_t{4} << 20;
 absl::StatusOr<kernels::PackedMatrix> LoadMatrix(const TensorInfo& tensor, ModelStore* store);
 
-// One routed expert: reads ExpertEntry::Ranges(), verifies the checksum (DATA_LOSS), packs. Activation and
-// its constants are the caller's.
-absl::StatusOr<kernels::FfnWeights> LoadExpert(const ExpertEntry& entry, ModelStore* store);
+// The form that the tensor's matrix has in memory when it is packed as stored.
+kernels::WeightFormat FormatOf(const TensorInfo& tensor);
+
+// In what form routed experts lie in memory: kInt8 and kInt4 are quantised at load, with one scale of
+// kQuantScale for 32 weights.
+enum class WeightsAs : uint8_t { kStored, kInt8, kInt4 };
+inline constexpr DType kQuantScale = DType::kF16;
+kernels::WeightFormat QuantFormat(WeightsAs as);  // of kInt8, kInt4
+
+// One routed expert: reads ExpertEntry::Ranges(), verifies the checksum (DATA_LOSS), packs or quantises;
+// `error` (may be null) gets what quantising lost. Activation and its constants are the caller's.
+absl::StatusOr<kernels::FfnWeights> LoadExpert(const ExpertEntry& entry, ModelStore* store,
+                                               WeightsAs as = WeightsAs::kStored,
+                                               kernels::QuantError* error = nullptr);
 
 // The two halves of latent attention's kv_b, absorbed (arXiv 2405.04434, section 2.1): of head h, absorb_k[h]
 // is U^T [kv_lora, nope] and expand_v[h] is V [v_dim, kv_lora]. `kv_b` is [heads * (nope + v_dim), kv_lora].

@@ -75,7 +75,7 @@ absl::StatusOr<PackedMatrix> AllocatePacked(const WeightSource& s, uint32_t out)
   m.in = s.columns();
   m.format = s.format;
   m.scale = s.scale_type;
-  m.data = AllocateAligned(m.bytes());
+  m.data = AllocateFresh(m.bytes());
   return m;
 }
 

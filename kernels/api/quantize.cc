@@ -72,7 +72,7 @@ absl::StatusOr<PackedMatrix> PackQuantized(const WeightSource& s, WeightFormat t
   m.in = s.columns();
   m.format = target;
   m.scale = scale_type;
-  m.data = AllocateAligned(m.bytes());
+  m.data = AllocateFresh(m.bytes());
   const RawLayout layout = m.layout();
   std::vector<float> row(m.in);
   Block block;

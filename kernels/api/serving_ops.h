@@ -13,7 +13,7 @@ struct ServingOps {
   uint64_t fingerprint =
       0;  // of the numerics class on this machine; equal on all machines that may serve together
 };
-// By name, or "auto". FAILED_PRECONDITION: this machine's bits differ from the reference's.
-absl::StatusOr<ServingOps> FindServingOps(std::string_view name);
+// By name, or "auto". FAILED_PRECONDITION: this machine's bits in class `c` differ from the reference's.
+absl::StatusOr<ServingOps> FindServingOps(std::string_view name, NumericsClass c = NumericsClass::kF32);
 
 }  // namespace consilium::kernels

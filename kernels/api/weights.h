@@ -19,10 +19,14 @@ inline constexpr uint32_t kGroup = 32;         // inputs that share a scale in p
 
 // Bytes aligned to 64, owned.
 struct AlignedDelete {
+  size_t mapped = 0;  // bytes of pages of its own; 0: from malloc
   void operator()(std::byte* p) const;
 };
 using AlignedBytes = std::unique_ptr<std::byte[], AlignedDelete>;
-AlignedBytes AllocateAligned(size_t bytes);  // zeroed
+// Zeroed; from 2 MiB on in huge pages where the system has them. Fresh: the system may give the memory only
+// when it is first written.
+AlignedBytes AllocateAligned(size_t bytes);
+AlignedBytes AllocateFresh(size_t bytes);
 
 enum class WeightFormat : uint8_t {
   kF32,

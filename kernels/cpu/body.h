@@ -11,7 +11,7 @@ namespace consilium::kernels::CONSILIUM_TARGET {
 
 static void Gemm(const RawGemm& g) {
   if (g.rows == 0) return;
-  g.bf16 ? GemmOf<RawCode::kBf16>(g) : GemmOf<RawCode::kF32>(g);
+  g.layout.code == RawCode::kBf16 ? GemmOf<RawCode::kBf16>(g) : GemmOf<RawCode::kF32>(g);
 }
 
 }  // namespace consilium::kernels::CONSILIUM_TARGET

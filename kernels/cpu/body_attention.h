@@ -110,7 +110,6 @@ static void ScoresOfBlock(const RawAttention& a, uint32_t kv_head, KeyRange keys
     t.y_stride = kBlock;
     t.columns = kBlock;
     t.bias = nullptr;
-    t.resume = false;
     RunTile<RawCode::kF32>(t, rows, step);
     p += static_cast<uint32_t>(step);
   }

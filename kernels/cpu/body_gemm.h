@@ -16,7 +16,6 @@ struct TileArgs {
   size_t y_stride;
   size_t columns;
   const float* bias;  // of the first column, or null
-  bool resume;        // the chain goes on from what y holds
 };
 
 template <RawCode kCode>
@@ -45,20 +44,6 @@ LANES_FN void StoreTile(const TileArgs& t, V (&acc)[kRows][kPanels]) {
   }
 }
 
-template <int kRows, int kPanels>
-LANES_FN void LoadTile(const TileArgs& t, V (&acc)[kRows][kPanels]) {
-#pragma GCC unroll 8
-  for (int p = 0; p < kPanels; ++p) {
-    const size_t first = static_cast<size_t>(p) * 16;
-    const size_t n = t.columns - first < 16 ? t.columns - first : 16;
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const float* y = t.y + static_cast<size_t>(r) * t.y_stride + first;
-      acc[r][p] = n == 16 ? Load(y) : LoadN(y, n);
-    }
-  }
-}
-
 // One or two streams do not keep enough lines in flight by the hardware's own prefetching.
 static constexpr int kPrefetchPanels = 3;
 static constexpr size_t kPrefetchBytes = 2048;
@@ -72,7 +57,6 @@ void Tile(const TileArgs& t) {
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) acc[r][p] = Zero();
   }
-  if (t.resume) LoadTile<kRows, kPanels>(t, acc);
   const char* panel[kPanels];
 #pragma GCC unroll 8
   for (int p = 0; p < kPanels; ++p) panel[p] = t.panels[p];
@@ -169,7 +153,7 @@ static void GemmOf(const RawGemm& g) {
     const int step = PanelStep(limit, g.panel_end - p);
     TileArgs t;
     for (int i = 0; i < step; ++i) {
-      t.panels[i] = static_cast<const char*>(g.data) + (p + static_cast<size_t>(i)) * g.panel_bytes;
+      t.panels[i] = static_cast<const char*>(g.data) + (p + static_cast<size_t>(i)) * g.layout.panel_bytes;
     }
     t.k = g.in;
     t.x = g.x;
@@ -178,7 +162,6 @@ static void GemmOf(const RawGemm& g) {
     t.y_stride = g.y_stride;
     t.columns = g.out - p * 16;
     t.bias = g.bias == nullptr ? nullptr : g.bias + p * 16;
-    t.resume = false;
     RowsOfGroup<kCode>(t, g.rows, step);
     p += static_cast<size_t>(step);
   }

@@ -1,21 +1,13 @@
-// Class f32 over packed weights: values widened in registers for few rows; for many, some panels at a time
-// into a small buffer, then the product of body_gemm.h. Either way one fma chain over k ascending.
+// Class f32 over packed weights: values widened in registers, one fma chain over k ascending.
 #pragma once
 #include "kernels/cpu/body_gemm.h"
 #include "kernels/cpu/body_unpack.h"
 
 namespace consilium::kernels::CONSILIUM_TARGET {
 
-static constexpr size_t kChunkK = 128;  // inputs widened at a time; a multiple of every block
-
-struct QuantTileArgs {
-  const char* panels[8];
-  const RawLayout* layout;
+struct QuantTileArgs : PackedTile {
   size_t in;
   const float* x[8];
-  float* y[8];
-  size_t columns;
-  const float* bias;
 };
 
 // Inputs 4t .. 4t + n - 1 of the block at input k of every panel.
@@ -25,12 +17,7 @@ LANES_FN void QuantStep(V (&acc)[kRows][kPanels], const BlockPlaces (&b)[kPanels
                         size_t k, int t, int n) {
   VI raw[kPanels];
 #pragma GCC unroll 8
-  for (int p = 0; p < kPanels; ++p) {
-    if (kCode == RawCode::k8 || kCode == RawCode::kFp8 || t % 2 == 0) {
-      __builtin_prefetch(b[p].codes + 64 * t + kPrefetchBytes);
-    }
-    raw[p] = RawOf<kCode>(b[p], t);
-  }
+  for (int p = 0; p < kPanels; ++p) raw[p] = RawOf<kCode>(b[p], t);
 #pragma GCC unroll 4
   for (int j = 0; j < n; ++j) {
     const size_t at = k + 4 * static_cast<size_t>(t) + static_cast<size_t>(j);
@@ -62,18 +49,24 @@ static void QuantTile(const QuantTileArgs& a) {
   }
   for (size_t k = 0; k < a.in; k += kBlock) {
     const size_t super = l.SuperOffset(k / kBlock), block = l.BlockOffset(k / kBlock);
+    const size_t ahead = AheadOf<kPanels>(l, block);
     BlockPlaces b[kPanels];
     ScaleMin c[kPanels];
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) {
       b[p] = PlacesOf<kCode>(l, a.panels[p], super, block);
       c[p] = ScalesFor<kCode>(l, b[p], 0);
+      if (kBlock == 32) PrefetchLines(a.panels[p] + ahead, l.block_bytes);
     }
     const size_t left = a.in - k;
     const int whole = left < kBlock ? static_cast<int>(left / 4) & ~1 : kSteps;
     for (int t = 0; t < whole; t += 2) {  // pairs: low and high nibbles
       if (kCode == RawCode::k6 && t == kSteps / 2) {
         for (int p = 0; p < kPanels; ++p) c[p] = ScalesFor<kCode>(l, b[p], 1);
+      }
+      if (kBlock > 32) {  // a long block: lines as they are used
+#pragma GCC unroll 8
+        for (int p = 0; p < kPanels; ++p) PrefetchLines(a.panels[p] + ahead + t * 64, 128);
       }
       QuantStep<kCode, kRows, kPanels>(acc, b, c, table, x, k, t, 4);
       QuantStep<kCode, kRows, kPanels>(acc, b, c, table, x, k, t + 1, 4);
@@ -85,58 +78,7 @@ static void QuantTile(const QuantTileArgs& a) {
       }
     }
   }
-  StoreRows<kRows, kPanels>(acc, a.y, a.columns, a.bias);
-}
-
-// Panel values of inputs [k, k + n) as [n][16] floats. k is a multiple of kChunkK.
-template <RawCode kCode>
-static void Widen(const RawLayout& l, const char* panel, size_t k, size_t n, float* out) {
-  constexpr size_t kBlock = kCode == RawCode::kFp8 ? 128 : 32;
-  const Table16 table = TableFor<kCode>();
-  for (size_t i = 0; i < n; i += kBlock) {
-    const size_t index = (k + i) / kBlock;
-    const BlockPlaces b = PlacesOf<kCode>(l, panel, l.SuperOffset(index), l.BlockOffset(index));
-    ScaleMin c = ScalesFor<kCode>(l, b, 0);
-    for (size_t t = 0; t < kBlock / 4 && i + 4 * t < n; ++t) {
-      if (kCode == RawCode::k6 && t == 4) c = ScalesFor<kCode>(l, b, 1);
-      const VI raw = RawOf<kCode>(b, static_cast<int>(t));
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {  // beyond n within the buffer's padding
-        Store(out + (i + 4 * t + static_cast<size_t>(j)) * 16,
-              ValueOf<kCode>(raw, static_cast<int>(t), j, c, table));
-      }
-    }
-  }
-}
-
-template <RawCode kCode>
-static void QuantManyRows(const RawQuantGemm& g) {
-  constexpr int kPanelsMax = 4;
-  alignas(64) float buffer[kPanelsMax][(kChunkK + 4) * 16];
-  int limit = PanelLimit(g.rows);
-  if (limit > kPanelsMax) limit = kPanelsMax;
-  for (size_t p = g.panel_begin; p < g.panel_end;) {
-    const int step = PanelStep(limit, g.panel_end - p);
-    TileArgs t;
-    t.x_stride = g.x_stride;
-    t.y = g.y + p * 16;
-    t.y_stride = g.y_stride;
-    t.columns = g.out - p * 16;
-    for (size_t k = 0; k < g.in; k += kChunkK) {
-      t.k = g.in - k < kChunkK ? g.in - k : kChunkK;
-      for (int i = 0; i < step; ++i) {
-        const char* panel =
-            static_cast<const char*>(g.data) + (p + static_cast<size_t>(i)) * g.layout.panel_bytes;
-        Widen<kCode>(g.layout, panel, k, t.k, buffer[i]);
-        t.panels[i] = reinterpret_cast<const char*>(buffer[i]);
-      }
-      t.x = g.x + k;
-      t.resume = k > 0;
-      t.bias = g.bias == nullptr || k + t.k < g.in ? nullptr : g.bias + p * 16;
-      RowsOfGroup<RawCode::kF32>(t, g.rows, step);
-    }
-    p += static_cast<size_t>(step);
-  }
+  StoreRows<kRows, kPanels>(acc, a);
 }
 
 template <RawCode kCode, int kRows>
@@ -146,42 +88,37 @@ LANES_FN void QuantTileOf(const QuantTileArgs& a, int panels) {
 }
 
 template <RawCode kCode>
-static void QuantGemmOf(const RawQuantGemm& g) {
-  if (g.rows > static_cast<size_t>(kQuantRows)) return QuantManyRows<kCode>(g);
-  const int rows = QuantTileRows(g.rows), most = kQuantPanels[rows];
-  for (size_t p = g.panel_begin; p < g.panel_end;) {
-    const int step = g.panel_end - p >= static_cast<size_t>(most) ? most : 1;
-    QuantTileArgs a;
-    a.layout = &g.layout;
-    a.in = g.in;
-    a.columns = g.out - p * 16;
-    a.bias = g.bias == nullptr ? nullptr : g.bias + p * 16;
-    for (int i = 0; i < step; ++i) {
-      a.panels[i] = static_cast<const char*>(g.data) + (p + static_cast<size_t>(i)) * g.layout.panel_bytes;
-    }
-    for (size_t r = 0; r < static_cast<size_t>(rows); ++r) {
-      const size_t row = r < g.rows ? r : g.rows - 1;
-      a.x[r] = g.x + row * g.x_stride;
-      a.y[r] = g.y + row * g.y_stride + p * 16;
-    }
-    if (rows == 1) QuantTileOf<kCode, 1>(a, step);
-    if (rows == 2) QuantTileOf<kCode, 2>(a, step);
-    if constexpr (kQuantRows >= 4) {
-      if (rows == 4) QuantTileOf<kCode, 4>(a, step);
-    }
-    if constexpr (kQuantRows >= 8) {
-      if (rows == 8) QuantTileOf<kCode, 8>(a, step);
-    }
-    p += static_cast<size_t>(step);
+static void QuantRows(const QuantTileArgs& a, int rows, int panels) {
+  if (rows == 1) QuantTileOf<kCode, 1>(a, panels);
+  if (rows == 2) QuantTileOf<kCode, 2>(a, panels);
+  if constexpr (kQuantRows >= 4) {
+    if (rows == 4) QuantTileOf<kCode, 4>(a, panels);
+  }
+  if constexpr (kQuantRows >= 6) {
+    if (rows == 6) QuantTileOf<kCode, 6>(a, panels);
+  }
+  if constexpr (kQuantRows >= 8) {
+    if (rows == 8) QuantTileOf<kCode, 8>(a, panels);
   }
 }
 
-static void QuantGemm(const RawQuantGemm& g) {
+template <RawCode kCode>
+static void QuantGemmOf(const RawGemm& g) {
+  ForTiles(g, 0, g.rows, kQuantPanels, [&](const PackedTile& t, size_t first, int rows, int panels) {
+    QuantTileArgs a{t, g.in, {}};
+    for (size_t r = 0; r < static_cast<size_t>(rows); ++r) {
+      const size_t row = first + r < g.rows ? first + r : g.rows - 1;
+      a.x[r] = g.x + row * g.x_stride;
+    }
+    QuantRows<kCode>(a, rows, panels);
+  });
+}
+
+static void QuantGemm(const RawGemm& g) {
   if (g.rows == 0) return;
   switch (g.layout.code) {
     case RawCode::kF16:
-      return GemmOf<RawCode::kF16>(RawGemm{g.data, g.layout.panel_bytes, g.out, g.in, false, g.x, g.x_stride,
-                                           g.rows, g.y, g.y_stride, g.panel_begin, g.panel_end, g.bias});
+      return GemmOf<RawCode::kF16>(g);
     case RawCode::kFp8:
       return QuantGemmOf<RawCode::kFp8>(g);
     case RawCode::k8:

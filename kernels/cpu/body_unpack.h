@@ -107,7 +107,8 @@ LANES_FN V ValueOf(VI raw, int t, int j, const ScaleMin& c, const Table16& table
   if constexpr (kCode == RawCode::kFp8) {
     return Mul(Fp8F(raw, j), c.s);
   } else if constexpr (IsNibbles(kCode)) {
-    const V u = NibbleF(raw, 2 * j + t % 2, table);
+    const int n = 2 * j + t % 2;
+    const V u = kCode == RawCode::k4Table ? NibbleF(raw, n, table) : NibbleNumberF(raw, n, table);
     if constexpr (kCode == RawCode::k4Zero) return Fma(Sub(u, c.m), c.s, Zero());
     return Fma(u, c.s, c.m);
   } else {
@@ -126,28 +127,82 @@ LANES_FN ScaleMin ScalesFor(const RawLayout& l, const BlockPlaces& b, int half) 
   return ScalesOf(l, b, half);
 }
 
+// Some panels of packed weights and the outputs of some rows.
+struct PackedTile {
+  const char* panels[8];
+  const RawLayout* layout;
+  float* y[8];
+  size_t columns;     // from the first panel on; the last panel may be partly used
+  const float* bias;  // of the first column, or null
+};
+
 // The columns of a tile, added bias and all, from registers to the rows.
 template <int kRows, int kPanels>
-LANES_FN void StoreRows(V (&acc)[kRows][kPanels], float* const* y, size_t columns, const float* bias) {
+LANES_FN void StoreRows(V (&acc)[kRows][kPanels], const PackedTile& t) {
   for (int p = 0; p < kPanels; ++p) {
     const size_t first = static_cast<size_t>(p) * 16;
-    const size_t n = columns - first < 16 ? columns - first : 16;
+    const size_t n = t.columns - first < 16 ? t.columns - first : 16;
     for (int r = 0; r < kRows; ++r) {
       V v = acc[r][p];
-      if (bias != nullptr) v = Add(v, n == 16 ? Load(bias + first) : LoadN(bias + first, n));
+      if (t.bias != nullptr) v = Add(v, n == 16 ? Load(t.bias + first) : LoadN(t.bias + first, n));
       if (n == 16) {
-        Store(y[r] + first, v);
+        Store(t.y[r] + first, v);
       } else {
-        StoreN(y[r] + first, v, n);
+        StoreN(t.y[r] + first, v, n);
       }
     }
   }
 }
 
-// The tile of packed weights that serves `rows` rows: 1, 2, 4 or 8; spare rows repeat the last one.
+// Two to four streams do not keep enough lines in flight by the hardware's own prefetching.
+static constexpr size_t kAheadBytes = 3072;
+// Where in a panel the lines lie that are wanted so much later: at its end, in the next ones of a tile's.
+template <int kPanels>
+LANES_FN size_t AheadOf(const RawLayout& l, size_t block) {
+  const size_t ahead = block + kAheadBytes;
+  return ahead < l.panel_bytes ? ahead : ahead + (kPanels - 1) * l.panel_bytes;
+}
+LANES_FN void PrefetchLines(const char* p, size_t bytes) {
+  for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(p + line);
+}
+
+// The tile of packed weights that serves `rows` rows: 1, 2, 4, 6 or 8; spare rows repeat the last one.
 static inline int QuantTileRows(size_t rows) {
   const int most = rows < static_cast<size_t>(kQuantRows) ? static_cast<int>(rows) : kQuantRows;
-  return most <= 2 ? most : most <= 4 ? 4 : 8;
+  return most <= 2 ? most : (most + 1) / 2 * 2;
+}
+
+// Calls f(tile, row, its rows, its panels) for rows [first, first + count) of the product in tiles; `row` is
+// counted from `first`. `widths`: panels of a tile by its rows; a last tile of fewer rows takes the panels of
+// the others in steps of its own.
+template <class F>
+LANES_FN void ForTiles(const RawProduct& g, size_t first, size_t count, const int* widths, F f) {
+  const size_t most = static_cast<size_t>(widths[QuantTileRows(count)]);
+  for (size_t p = g.panel_begin; p < g.panel_end;) {
+    const size_t step = g.panel_end - p >= most ? most : 1;
+    for (size_t row = 0; row < count;) {
+      const size_t left = count - row;
+      const int rows = QuantTileRows(left);
+      const size_t width = static_cast<size_t>(widths[rows]);
+      for (size_t i = p; i < p + step;) {
+        const size_t n = p + step - i >= width ? width : 1;
+        PackedTile t;
+        t.layout = &g.layout;
+        t.columns = g.out - i * 16;
+        t.bias = g.bias == nullptr ? nullptr : g.bias + i * 16;
+        for (size_t j = 0; j < n; ++j) {
+          t.panels[j] = static_cast<const char*>(g.data) + (i + j) * g.layout.panel_bytes;
+        }
+        for (size_t r = 0; r < static_cast<size_t>(rows); ++r) {
+          t.y[r] = g.y + (first + row + (r < left ? r : left - 1)) * g.y_stride + i * 16;
+        }
+        f(t, row, rows, static_cast<int>(n));
+        i += n;
+      }
+      row += static_cast<size_t>(rows) < left ? static_cast<size_t>(rows) : left;
+    }
+    p += step;
+  }
 }
 
 }  // namespace consilium::kernels::CONSILIUM_TARGET

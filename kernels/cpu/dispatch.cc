@@ -1,4 +1,5 @@
 // The tables of this machine: what the processor can run, chosen once.
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -17,23 +18,32 @@ void KvWrite(const AttentionShape& shape, const float* k, const float* v, uint32
   kRefOps.kv_write(shape, k, v, slot, k_page, v_page);  // moves only; no arithmetic
 }
 
+RawProduct ProductOf(const PackedMatrix& w, size_t rows, Rows y, uint32_t panel_begin, uint32_t panel_end,
+                     const float* bias) {
+  return {w.data.get(), w.layout(), w.out, w.in, rows, y.data, y.stride, panel_begin, panel_end, bias};
+}
+
+// Of this thread, grown once. A last tile may hold spare rows.
+int32_t* I8Scratch(size_t rows, uint32_t in) {
+  thread_local std::vector<int32_t> scratch;
+  const size_t tiles = (std::min(rows, kI8RowBlock) + kI8TileRowsMax - 1) / kI8TileRowsMax;
+  const size_t words = tiles * kI8TileRowsMax * Groups(in) * kI8WordsOfRow;
+  if (scratch.size() < words) scratch.resize(words);
+  return scratch.data();
+}
+
 // The functions of Ops for raw tables: of plain weights and the rest, of packed weights, of integer dots.
 template <const RawOps& kRaw, const RawQuantOps& kQuant, const RawQuantOps& kDots>
 struct Table {
   static void Gemm(const PackedMatrix& w, ConstRows x, Rows y, uint32_t panel_begin, uint32_t panel_end,
                    const float* bias) {
-    if (w.format == WeightFormat::kF32 || w.format == WeightFormat::kBf16) {
-      return kRaw.gemm(RawGemm{w.data.get(), w.panel_bytes(), w.out, w.in, w.format == WeightFormat::kBf16,
-                               x.data, x.stride, x.count, y.data, y.stride, panel_begin, panel_end, bias});
-    }
-    kQuant.gemm(RawQuantGemm{w.data.get(), w.layout(), w.out, w.in, x.data, x.stride, x.count, y.data,
-                             y.stride, panel_begin, panel_end, bias});
+    const RawGemm g{ProductOf(w, x.count, y, panel_begin, panel_end, bias), x.data, x.stride};
+    w.format == WeightFormat::kF32 || w.format == WeightFormat::kBf16 ? kRaw.gemm(g) : kQuant.gemm(g);
   }
   static void GemmI8(const PackedMatrix& w, QuantRows x, Rows y, uint32_t panel_begin, uint32_t panel_end,
                      const float* bias) {
-    kDots.gemm_i8(RawI8Gemm{w.data.get(), w.layout(), w.out, w.in,
-                            reinterpret_cast<const unsigned char*>(x.data), x.count, y.data, y.stride,
-                            panel_begin, panel_end, bias});
+    kDots.gemm_i8({ProductOf(w, x.count, y, panel_begin, panel_end, bias),
+                   reinterpret_cast<const unsigned char*>(x.data), I8Scratch(x.count, w.in)});
   }
   static void QuantizeRows(ConstRows x, uint32_t n, std::byte* out) {
     kDots.quantize_rows(x.data, x.stride, x.count, n, reinterpret_cast<unsigned char*>(out));

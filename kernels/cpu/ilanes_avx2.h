@@ -39,6 +39,9 @@ LANES_FN V NibbleF(VI v, int n, const Table16& t) {
   const VI s = ShiftRight(v, 4 * n);
   return {Nibble8(s.a, t), Nibble8(s.b, t)};
 }
+LANES_FN V NibbleNumberF(VI v, int n, const Table16&) {
+  return ToFloat(AndI(ShiftRight(v, 4 * n), SetI(15)));
+}
 LANES_FN VI BytesThrough(VI v, const uint8_t* table) {
   const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   return {_mm256_shuffle_epi8(t, v.a), _mm256_shuffle_epi8(t, v.b)};
@@ -77,23 +80,29 @@ LANES_FN V LoadE8m0(const void* p) {
 LANES_FN __m256i Dot8(__m256i acc, __m256i w, __m256i x) {
   return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
 }
-LANES_FN VI Dot4(VI acc, VI w, int32_t x) {
-  const __m256i v = _mm256_set1_epi32(x);
-  return {Dot8(acc.a, w.a, v), Dot8(acc.b, w.b, v)};
-}
-// For codes up to 255 of bias 128: w = s + 128 with |s| <= 128, |s| * (x with the sign of s) fits; 128 * x is
-// added apart.
+LANES_FN VI Dot4(VI acc, VI w, VI x) { return {Dot8(acc.a, w.a, x.a), Dot8(acc.b, w.b, x.b)}; }
+// For bytes of bias 128: w = s + 128 with |s| <= 128, and |s| * (x with the sign of s) fits: the bias is off
+// already.
+static constexpr bool kWideTakesBias = true;
 LANES_FN __m256i DotWide8(__m256i acc, __m256i w, __m256i x) {
   const __m256i s = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-  const __m256i signed_part = Dot8(acc, _mm256_abs_epi8(s), _mm256_sign_epi8(x, s));
-  return Dot8(signed_part, _mm256_set1_epi8(-128), x);
+  return Dot8(acc, _mm256_abs_epi8(s), _mm256_sign_epi8(x, s));
 }
-LANES_FN VI Dot4Wide(VI acc, VI w, int32_t x) {
-  const __m256i v = _mm256_set1_epi32(x);
-  return {DotWide8(acc.a, w.a, v), DotWide8(acc.b, w.b, v)};
+LANES_FN VI Dot4Wide(VI acc, VI w, VI x) { return {DotWide8(acc.a, w.a, x.a), DotWide8(acc.b, w.b, x.b)}; }
+
+// The same in 16-bit pairs, for sums that fit. AddPairs folds them.
+LANES_FN __m256i Pairs8(__m256i acc, __m256i w, __m256i x) {
+  return _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, x));
 }
+LANES_FN VI DotPairs(VI acc, VI w, VI x) { return {Pairs8(acc.a, w.a, x.a), Pairs8(acc.b, w.b, x.b)}; }
+LANES_FN __m256i AddPairs8(__m256i acc, __m256i pairs) {
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+LANES_FN VI AddPairs(VI acc, VI pairs) { return {AddPairs8(acc.a, pairs.a), AddPairs8(acc.b, pairs.b)}; }
+static constexpr bool kPairs = true;
 
 static constexpr int kQuantRows = 4;
 static constexpr int kQuantPanels[kQuantRows + 1] = {0, 4, 2, 1, 1};
+static constexpr int kI8Panels[kQuantRows + 1] = {0, 4, 2, 1, 1};
 
 }  // namespace consilium::kernels::avx2

@@ -33,6 +33,8 @@ LANES_FN Table16 LoadTable(const float* p) { return {_mm512_loadu_ps(p)}; }
 LANES_FN V NibbleF(VI v, int n, const Table16& t) {
   return _mm512_permutexvar_ps(ShiftRight(v, 4 * n), t.values);
 }
+// The nibble as a number, where the table holds 0..15: quicker than a conversion.
+LANES_FN V NibbleNumberF(VI v, int n, const Table16& t) { return NibbleF(v, n, t); }
 // Every byte (0..15) through a table of 16 bytes.
 LANES_FN VI BytesThrough(VI v, const uint8_t* table) {
   return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table))),
@@ -62,12 +64,21 @@ LANES_FN V LoadE8m0(const void* p) {  // 2^(e - 128)
 
 // Four products of unsigned bytes of w and signed bytes of x, added to acc: exact.
 #if defined(__AVX512VNNI__)
-LANES_FN VI Dot4(VI acc, VI w, int32_t x) { return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)); }
-LANES_FN VI Dot4Wide(VI acc, VI w, int32_t x) { return Dot4(acc, w, x); }
+LANES_FN VI Dot4(VI acc, VI w, VI x) { return _mm512_dpbusd_epi32(acc, w, x); }
+static constexpr bool kWideTakesBias = false;
+LANES_FN VI Dot4Wide(VI acc, VI w, VI x) { return Dot4(acc, w, x); }
 #endif
 
+// The same in 16-bit pairs, for sums that fit: on other ports than Dot4. AddPairs folds them.
+LANES_FN VI DotPairs(VI acc, VI w, VI x) { return _mm512_add_epi16(acc, _mm512_maddubs_epi16(w, x)); }
+LANES_FN VI AddPairs(VI acc, VI pairs) {
+  return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+
+static constexpr bool kPairs = false;
 // Register tiles of packed weights: rows x panels.
 static constexpr int kQuantRows = 8;
 static constexpr int kQuantPanels[kQuantRows + 1] = {0, 4, 4, 4, 4, 2, 2, 2, 2};
+static constexpr int kI8Panels[kQuantRows + 1] = {0, 4, 4, 2, 2, 2, 2, 2, 2};
 
 }  // namespace consilium::kernels::avx512

@@ -55,6 +55,9 @@ LANES_FN Table16 LoadTable(const float* p) { return {p}; }
 LANES_FN V NibbleF(VI v, int n, const Table16& t) {
   return Each([&](int i) { return t.values[v.l[i] >> (4 * n) & 15]; });
 }
+LANES_FN V NibbleNumberF(VI v, int n, const Table16&) {
+  return ToFloat(AndI(ShiftRight(v, 4 * n), SetI(15)));
+}
 LANES_FN VI BytesThrough(VI v, const uint8_t* table) {
   return EachI([&](int i) {
     uint32_t w = 0;
@@ -81,18 +84,24 @@ LANES_FN V LoadE8m0(const void* p) {
     return __builtin_bit_cast(float, e < 2 ? 0x00200000u << e : (e - 1) << 23);
   });
 }
-LANES_FN VI Dot4(VI acc, VI w, int32_t x) {
+LANES_FN VI Dot4(VI acc, VI w, VI x) {
   return EachI([&](int i) {
     int32_t sum = static_cast<int32_t>(acc.l[i]);
     for (int j = 0; j < 32; j += 8) {
-      sum += static_cast<int32_t>(w.l[i] >> j & 255) * static_cast<int8_t>(static_cast<uint32_t>(x) >> j);
+      sum += static_cast<int32_t>(w.l[i] >> j & 255) * static_cast<int8_t>(x.l[i] >> j);
     }
     return static_cast<uint32_t>(sum);
   });
 }
-LANES_FN VI Dot4Wide(VI acc, VI w, int32_t x) { return Dot4(acc, w, x); }
+static constexpr bool kWideTakesBias = false;
+LANES_FN VI Dot4Wide(VI acc, VI w, VI x) { return Dot4(acc, w, x); }
+
+LANES_FN VI DotPairs(VI acc, VI, VI) { return acc; }
+LANES_FN VI AddPairs(VI acc, VI) { return acc; }
+static constexpr bool kPairs = false;
 
 static constexpr int kQuantRows = 2;
 static constexpr int kQuantPanels[kQuantRows + 1] = {0, 1, 1};
+static constexpr int kI8Panels[kQuantRows + 1] = {0, 1, 1};
 
 }  // namespace consilium::kernels::scalar

@@ -9,45 +9,29 @@
 
 namespace consilium::kernels {
 
-struct RawGemm {
-  const void* data;  // packed panels
-  size_t panel_bytes;
+// Panels [panel_begin, panel_end) of a packed matrix [out, in] and the outputs of `rows` rows.
+struct RawProduct {
+  const void* data;
+  RawLayout layout;
   uint32_t out, in;
-  bool bf16;
-  const float* x;
-  size_t x_stride;
   size_t rows;
   float* y;
   size_t y_stride;
   uint32_t panel_begin, panel_end;
   const float* bias;
 };
-
-// As RawGemm, for the formats with scales and f16.
-struct RawQuantGemm {
-  const void* data;
-  RawLayout layout;
-  uint32_t out, in;
+struct RawGemm : RawProduct {
   const float* x;
   size_t x_stride;
-  size_t rows;
-  float* y;
-  size_t y_stride;
-  uint32_t panel_begin, panel_end;
-  const float* bias;
 };
-// Class i8g32: rows of QuantRowBytes(in) each.
-struct RawI8Gemm {
-  const void* data;
-  RawLayout layout;
-  uint32_t out, in;
+// Class i8g32: rows of QuantRowBytes(in) each, and scratch for the rows of a block (of whole tiles).
+struct RawI8Gemm : RawProduct {
   const unsigned char* x;
-  size_t rows;
-  float* y;
-  size_t y_stride;
-  uint32_t panel_begin, panel_end;
-  const float* bias;
+  int32_t* scratch;
 };
+inline constexpr size_t kI8RowBlock = 64;  // rows gathered at a time: at in = 4096 about 360 KiB
+inline constexpr size_t kI8TileRowsMax = 8;
+inline constexpr size_t kI8WordsOfRow = 11;  // per group, at most (body_i8.h)
 
 // One query row, the query heads [head_begin, head_end).
 struct RawAttention {
@@ -89,7 +73,7 @@ extern const RawOps kAvx2Raw;
 extern const RawOps kAvx512Raw;
 
 struct RawQuantOps {
-  void (*gemm)(const RawQuantGemm& g);
+  void (*gemm)(const RawGemm& g);
   void (*gemm_i8)(const RawI8Gemm& g);
   void (*quantize_rows)(const float* x, size_t x_stride, size_t rows, uint32_t n, unsigned char* out);
 };

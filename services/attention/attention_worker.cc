@@ -16,7 +16,8 @@ absl::StatusOr<std::unique_ptr<AttentionWorker>> AttentionWorker::Create(Attenti
   w->options_ = std::move(options);
   ASSIGN_OR_RETURN(w->spec_, ReadModelSpec(w->options_.model));
   ASSIGN_OR_RETURN(w->manifest_, OpenManifest(w->options_.model, w->options_.state_dir));
-  ASSIGN_OR_RETURN(w->ops_, kernels::FindServingOps(w->options_.ops));
+  ASSIGN_OR_RETURN(w->numerics_, ChooseNumerics(w->options_.numerics, w->manifest_));
+  ASSIGN_OR_RETURN(w->ops_, kernels::FindServingOps(w->options_.ops, w->numerics_.arithmetic));
   w->store_ = OpenFolderStore(w->manifest_);
   w->pool_ = std::make_unique<KernelPool>(w->options_.threads);
   w->shell_ = std::make_unique<AttentionShell>(buffers, metrics);
@@ -28,8 +29,8 @@ absl::StatusOr<std::unique_ptr<AttentionWorker>> AttentionWorker::Create(Attenti
   w->hello_.router_id = w->options_.name;
   w->hello_.incarnation = (uint64_t{random()} << 32) | random();
   w->hello_.models.push_back({0, manifest, shape.hidden, shape.dtype_in, shape.dtype_out});
-  w->hello_.classes.push_back({0, std::string(kernels::kClassName), w->ops_.fingerprint});
-  w->welcome_ = {w->options_.name,    w->manifest_.id, manifest,   std::string(kernels::kClassName),
+  w->hello_.classes.push_back({0, w->numerics_.name(), w->ops_.fingerprint});
+  w->welcome_ = {w->options_.name,    w->manifest_.id, manifest,   w->numerics_.name(),
                  w->ops_.fingerprint, shape.context,   shape.vocab};
   return worker;
 }
@@ -45,6 +46,7 @@ absl::Status AttentionWorker::MakeBackend(BufferPool* buffers) {
   }
   CpuLayerOptions options;
   options.kv_blocks = static_cast<uint32_t>(std::min<uint64_t>(blocks, 1u << 30));
+  options.numerics = numerics_;
   options.flights = options_.flights;
   options.rows_max = options_.flight_rows;
   options.run_compute = shell_->run_compute();

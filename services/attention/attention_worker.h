@@ -10,6 +10,7 @@
 #include "common/metrics/metrics.h"
 #include "common/model/model_spec.h"
 #include "common/model/model_store.h"
+#include "common/model/numerics_choice.h"
 #include "common/session/session.h"
 #include "kernels/api/serving_ops.h"
 #include "services/attention/attention_shell.h"
@@ -22,6 +23,7 @@ struct AttentionWorkerOptions {
   std::string model;      // folder
   std::string state_dir;  // "": the manifest is computed at each start
   std::string ops = "auto";
+  NumericsFlags numerics = {};
   uint32_t threads = 0;  // kernel threads; 0: the cores of this process
   uint32_t kv_mb = 256;  // memory for KV pages
   uint32_t prefill_chunk = 64;
@@ -61,6 +63,7 @@ class AttentionWorker {
   ModelSpec spec_;
   Manifest manifest_;
   std::unique_ptr<ModelStore> store_;
+  NumericsChoice numerics_;
   kernels::ServingOps ops_;
   RouterHello hello_;
   WorkerWelcome welcome_;

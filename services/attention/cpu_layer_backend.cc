@@ -12,11 +12,12 @@ namespace {
 using kernels::ConstRows;
 using kernels::Rows;
 
-constexpr uint8_t kWireF32 = 2;  // dtype code of WIRE.md
+// Codes of WIRE.md.
+constexpr uint8_t kWireF32 = 2, kWireI8Scale32 = 4;
 // Rows whose logits lie in memory at a time: 32 of 129,280 floats are 16 MiB.
 constexpr size_t kHeadRows = 32;
 
-BackendShape ShapeOf(const ModelSpec& spec, uint32_t kv_blocks) {
+BackendShape ShapeOf(const ModelSpec& spec, const CpuLayerOptions& options) {
   BackendShape s;
   s.layers = static_cast<uint32_t>(spec.layers.size());
   s.top_k = spec.gate.top_k;
@@ -26,10 +27,14 @@ BackendShape ShapeOf(const ModelSpec& spec, uint32_t kv_blocks) {
   s.hidden = spec.hidden;
   s.row_bytes_in = s.row_bytes_out = spec.hidden * static_cast<uint32_t>(sizeof(float));
   s.dtype_in = s.dtype_out = kWireF32;
+  if (options.numerics.integer_rows) {
+    s.row_bytes_in = static_cast<uint32_t>(kernels::WireRowBytes(spec.hidden));
+    s.dtype_in = kWireI8Scale32;
+  }
   s.long_context_from = spec.rope.original;
   s.shared_experts = std::any_of(spec.layers.begin(), spec.layers.end(),
                                  [](const LayerSpec& l) { return l.shared_inter > 0; });
-  s.kv_blocks = kv_blocks;
+  s.kv_blocks = options.kv_blocks;
   return s;
 }
 
@@ -54,8 +59,8 @@ CpuLayerBackend::CpuLayerBackend(ModelSpec spec, CpuDenseWeights weights, const 
       pool_(pool),
       buffers_(buffers),
       options_(std::move(options)),
-      shape_(ShapeOf(spec_, options_.kv_blocks)),
-      attention_(spec_, ops_, pool, options_.kv_blocks),
+      shape_(ShapeOf(spec_, options_)),
+      attention_(spec_, ops_, options_.numerics.arithmetic, pool, options_.kv_blocks),
       sample_scratch_(pool == nullptr ? 1 : pool->threads()),
       flights_(options_.flights) {}
 
@@ -182,8 +187,10 @@ void CpuLayerBackend::Advance(Flight* flight) {
     attention_.Run(flight->layer, w, batch, h, block_out);
     AddToResidual(w.attention_out_norm, block_out, x);
     if (spec_.layers[flight->layer].ffn == FfnKind::kMoe) {
-      flight->wire = buffers_->Allocate(n * width * sizeof(float));
-      const Rows h2{reinterpret_cast<float*>(flight->wire.data()), width, n};
+      flight->wire = buffers_->Allocate(n * shape_.row_bytes_in);
+      const Rows h2{options_.numerics.integer_rows ? Grown(&flight->h2, n * width)
+                                                   : reinterpret_cast<float*>(flight->wire.data()),
+                    width, n};
       Norm(w.post_norm, x, h2);
       Gate(flight, h2);
       return;
@@ -201,8 +208,7 @@ void CpuLayerBackend::Gate(Flight* flight, Rows h2) {
   const uint32_t experts = spec_.gate.experts, top_k = spec_.gate.top_k;
   const size_t n = h2.count, scratch = size_t{2} * experts;
   const Rows logits{Grown(&router_logits_, n * experts), experts, n};
-  kernels::Gemm(ops_, pool_, w.gate, h2, logits,
-                w.gate_weight_bias.empty() ? nullptr : w.gate_weight_bias.data());
+  Gemm(w.gate, h2, logits, w.gate_weight_bias);
   flight->experts.resize(n * top_k);
   flight->weights.resize(n * top_k);
   float* scratches = Grown(&route_scratch_, sample_scratch_.size() * scratch);
@@ -215,6 +221,7 @@ void CpuLayerBackend::Gate(Flight* flight, Rows h2) {
   Observe({LayerObservation::Kind::kRouterWeights, flight->layer, ConstRows(flight->weights.data(), top_k, n),
            flight->experts, flight->job.batch, 0});
   if (spec_.scale_expert_input) ScaleInputs(flight, h2);
+  if (options_.numerics.integer_rows) QuantiseInputs(flight, h2);
   flight->shared_done = false;
   flight->out.layer = LayerId(static_cast<uint16_t>(flight->layer));
   flight->out.experts = flight->experts;
@@ -230,19 +237,39 @@ void CpuLayerBackend::ScaleInputs(Flight* flight, Rows h2) {
   }
 }
 
+void CpuLayerBackend::QuantiseInputs(Flight* flight, ConstRows h2) {
+  const size_t quant_bytes = kernels::QuantRowBytes(spec_.hidden);
+  if (quantised_.size() < h2.count * quant_bytes) quantised_.resize(h2.count * quant_bytes);
+  ForEachRow(pool_, h2.count, size_t{2} * spec_.hidden, [&](size_t r, uint32_t) {
+    std::byte* q = quantised_.data() + r * quant_bytes;
+    ops_.quantize_rows({h2.row(r), h2.stride, 1}, spec_.hidden, q);
+    kernels::WireFromQuantRow(q, spec_.hidden, flight->wire.data() + r * shape_.row_bytes_in);
+  });
+}
+
+ConstRows CpuLayerBackend::SharedInputs(const Flight& flight) const {
+  const float* rows = spec_.scale_expert_input         ? flight.unscaled.data()
+                      : options_.numerics.integer_rows ? flight.h2.data()
+                                                       : reinterpret_cast<const float*>(flight.wire.data());
+  return {rows, spec_.hidden, flight.job.batch->rows.size()};
+}
+
+void CpuLayerBackend::Gemm(const kernels::PackedMatrix& w, ConstRows x, Rows y,
+                           const std::vector<float>& bias) {
+  kernels::Gemm(ops_, pool_, options_.numerics.arithmetic, w, x, y, bias.empty() ? nullptr : bias.data());
+}
+
 void CpuLayerBackend::Shared(Flight* flight) {
   CHECK_MSG(flight->wire && flight->layer < spec_.layers.size(), "kShared without routing");
   if (spec_.layers[flight->layer].shared_inter == 0) return;
   const size_t n = flight->job.batch->rows.size(), width = spec_.hidden;
   const CpuLayerWeights& w = weights_.layers[flight->layer];
-  const ConstRows h2(spec_.scale_expert_input ? flight->unscaled.data()
-                                              : reinterpret_cast<const float*>(flight->wire.data()),
-                     width, n);
+  const ConstRows h2 = SharedInputs(*flight);
   const Rows shared{Grown(&flight->shared, n * width), width, n};
   Ffn(w.ffn, h2, shared);
   if (w.shared_gate.out != 0) {
     const Rows gate{Grown(&router_logits_, n), 1, n};
-    kernels::Gemm(ops_, pool_, w.shared_gate, h2, gate);
+    Gemm(w.shared_gate, h2, gate);
     ops_.scores(true, gate.data, 0.0f, static_cast<uint32_t>(n), gate.data);
     for (size_t r = 0; r < n; ++r) {
       for (size_t i = 0; i < width; ++i) shared.row(r)[i] = shared.row(r)[i] * gate.data[r];
@@ -293,8 +320,7 @@ void CpuLayerBackend::Head(Flight* flight) {
     }
     Norm(weights_.final_norm, gathered, h);
     const Rows logits{Grown(&logits_, count * spec_.vocab), spec_.vocab, count};
-    kernels::Gemm(ops_, pool_, weights_.lm_head(), h, logits,
-                  weights_.head_bias.empty() ? nullptr : weights_.head_bias.data());
+    Gemm(weights_.lm_head(), h, logits, weights_.head_bias);
     Scale(logits, spec_.logit_scale);
     Observe({LayerObservation::Kind::kLogits, flight->layer, logits, {}, &batch, first});
     SampleRows(flight, first, count, logits);
@@ -315,7 +341,7 @@ void CpuLayerBackend::Ffn(const kernels::FfnWeights& w, ConstRows x, Rows y) {
   ffn_rows_.resize(x.count);
   for (size_t r = 0; r < x.count; ++r) ffn_rows_[r] = {x.row(r), y.row(r)};
   const kernels::FfnGroup group{&w, 0, static_cast<uint32_t>(x.count)};
-  grouped_ffn_.Run(ops_, pool_, {&group, 1}, ffn_rows_);
+  grouped_ffn_.Run(ops_, pool_, {&group, 1}, ffn_rows_, options_.numerics.arithmetic);
 }
 
 }  // namespace consilium

@@ -1,6 +1,6 @@
-// LayerBackend on CPU kernels, class f32. The same class over kernels/ref is the reference.
+// LayerBackend on CPU kernels. The same class over kernels/ref is the reference.
 //
-// Where f32 rounds, in order (docs/NUMERICS.md); H = hidden:
+// Where class f32 rounds, in order (docs/NUMERICS.md); H = hidden:
 //   x = embedding row, widened exactly
 //   each layer: h = RmsNorm(x, input_norm); a = attention(h); x = x + a          (one add per element)
 //               h2 = RmsNorm(x, post_norm)
@@ -13,6 +13,9 @@
 // the row that experts read (Llama-4; weight 1 in the sum then); logit_scale. With sandwich norms or
 // residual_scale the MoE sum is made against 0 first and added then. Latent attention runs absorbed at every
 // position, prompt or decode, so that both give the same bits.
+// Class i8g32: every product above with a matrix of integers quantises its rows first; experts then read h2
+// quantised once (NumericsChoice::integer_rows). The two halves of kv_b, the embedding and all else are as in
+// f32.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -24,6 +27,7 @@
 #include "common/exec/kernel_pool.h"
 #include "common/model/model_spec.h"
 #include "common/model/model_store.h"
+#include "common/model/numerics_choice.h"
 #include "kernels/api/kernels.h"
 #include "services/attention/cpu_layer_backend_attention.h"
 #include "services/attention/cpu_layer_backend_weights.h"
@@ -48,6 +52,7 @@ struct LayerObservation {
 };
 
 struct CpuLayerOptions {
+  NumericsChoice numerics = {};
   uint32_t kv_blocks = 0;
   uint32_t flights = 1;
   uint32_t rows_max = 0;  // of one flight
@@ -81,11 +86,12 @@ class CpuLayerBackend final : public LayerBackend {
   // A slot for one flight; vectors keep their capacity from flight to flight.
   struct Flight {
     std::vector<float> x;         // [rows, H] residual stream
+    std::vector<float> h2;        // [rows, H] h2 of `layer` where the wire carries it quantised
     std::vector<float> unscaled;  // [rows, H] what the shared experts read, where experts read something else
     std::vector<float> shared;    // [rows, H] output of the shared experts of `layer`
     std::vector<uint16_t> experts;
     std::vector<float> weights;
-    BufferRef wire;  // h2 of `layer`
+    BufferRef wire;  // what experts read in `layer`
     uint32_t layer = 0;
     bool shared_done = false;
     bool running = false;  // a stage is under way; strand only
@@ -103,6 +109,10 @@ class CpuLayerBackend final : public LayerBackend {
   void Advance(Flight* flight);
   void Gate(Flight* flight, kernels::Rows h2);
   void ScaleInputs(Flight* flight, kernels::Rows h2);
+  void QuantiseInputs(Flight* flight, kernels::ConstRows h2);
+  kernels::ConstRows SharedInputs(const Flight& flight) const;
+  void Gemm(const kernels::PackedMatrix& w, kernels::ConstRows x, kernels::Rows y,
+            const std::vector<float>& bias = {});
   void Scale(kernels::Rows x, float factor);
   void Norm(const NormWeights& w, kernels::ConstRows x, kernels::Rows y);
   void AddToResidual(const NormWeights& out_norm, kernels::Rows y, kernels::Rows x);
@@ -123,6 +133,7 @@ class CpuLayerBackend final : public LayerBackend {
   // One stage runs at a time, so these are shared by all flights.
   CpuAttention attention_;
   kernels::GroupedFfn grouped_ffn_;
+  std::vector<std::byte> quantised_;  // [rows, QuantRowBytes]
   std::vector<float> zeros_, h_, block_out_, router_logits_, route_scratch_, logits_;
   std::vector<const float*> slots_;
   std::vector<kernels::FfnRow> ffn_rows_;

@@ -9,7 +9,6 @@
 namespace consilium {
 
 using kernels::ConstRows;
-using kernels::Gemm;
 using kernels::PackedMatrix;
 using kernels::Rows;
 
@@ -19,9 +18,14 @@ namespace {
 const float* OrNull(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
 }  // namespace
 
-CpuAttention::CpuAttention(const ModelSpec& spec, const kernels::Ops& ops, KernelPool* pool,
-                           uint32_t kv_blocks)
-    : spec_(spec), ops_(ops), pool_(pool), shape_(spec.attention_shape()), kv_blocks_(kv_blocks) {
+CpuAttention::CpuAttention(const ModelSpec& spec, const kernels::Ops& ops, kernels::NumericsClass numerics,
+                           KernelPool* pool, uint32_t kv_blocks)
+    : spec_(spec),
+      ops_(ops),
+      class_(numerics),
+      pool_(pool),
+      shape_(spec.attention_shape()),
+      kv_blocks_(kv_blocks) {
   for (size_t i = 0; i < spec.layers.size(); ++i) {
     k_arena_.push_back(kernels::AllocateAligned(kv_blocks * shape_.page_k_floats() * sizeof(float)));
     v_arena_.push_back(kernels::AllocateAligned(kv_blocks * shape_.page_v_floats() * sizeof(float)));
@@ -130,7 +134,11 @@ void CpuAttention::Run(uint32_t layer, const CpuLayerWeights& w, const FlightBat
     WriteAndAttend(layer, w, batch, k_.data(), v_.data(), q_.data());
     context_ = attended_.data();
   }
-  Gemm(ops_, pool_, w.o, ConstRows(context_, w.o.in, h.count), out, OrNull(w.o_bias));
+  Gemm(w.o, ConstRows(context_, w.o.in, h.count), out, w.o_bias);
+}
+
+void CpuAttention::Gemm(const PackedMatrix& w, ConstRows x, Rows y, const std::vector<float>& bias) {
+  kernels::Gemm(ops_, pool_, class_, w, x, y, OrNull(bias));
 }
 
 void CpuAttention::QkNorms(const CpuLayerWeights& w, Rows q, Rows k) {
@@ -160,9 +168,9 @@ void CpuAttention::RunGqa(uint32_t layer, const CpuLayerWeights& w, const Flight
   const Rows q{Grown(&q_, h.count * q_width), q_width, h.count};
   const Rows k{Grown(&k_, h.count * kv_width), kv_width, h.count};
   const Rows v{Grown(&v_, h.count * kv_width), kv_width, h.count};
-  Gemm(ops_, pool_, w.q, h, q, OrNull(w.q_bias));
-  Gemm(ops_, pool_, w.k, h, k, OrNull(w.k_bias));
-  Gemm(ops_, pool_, w.v, h, v, OrNull(w.v_bias));
+  Gemm(w.q, h, q, w.q_bias);
+  Gemm(w.k, h, k, w.k_bias);
+  Gemm(w.v, h, v, w.v_bias);
   if (g.qk_norm == QkNorm::kHead || g.qk_norm == QkNorm::kProjection) QkNorms(w, q, k);
   if (g.clip != 0) {
     for (const Rows& x : {q, k, v}) {
@@ -193,18 +201,18 @@ void CpuAttention::RunMla(const CpuLayerWeights& w, const FlightBatch& batch, Co
   const size_t k_width = m.kv_lora + m.rope, absorbed_width = m.heads * k_width, n = h.count;
   const Rows q{Grown(&q_, n * q_width), q_width, n};
   if (m.q_lora == 0) {
-    Gemm(ops_, pool_, w.q, h, q);
+    Gemm(w.q, h, q);
   } else {
     const Rows low{Grown(&q_low_, n * m.q_lora), m.q_lora, n},
         normed{Grown(&q_low_normed_, n * m.q_lora), m.q_lora, n};
-    Gemm(ops_, pool_, w.q_a, h, low);
+    Gemm(w.q_a, h, low);
     kernels::RmsNorm(ops_, pool_, low, w.q_a_norm.data(), m.q_lora, m.norm_eps, normed);
-    Gemm(ops_, pool_, w.q_b, normed, q);
+    Gemm(w.q_b, normed, q);
   }
   // Key row: [RMS(c) ; rope(k_pe)]; the value row is RMS(c) again.
   const Rows kv{Grown(&kv_, n * k_width), k_width, n}, k{Grown(&k_, n * k_width), k_width, n};
   const Rows v{Grown(&v_, n * m.kv_lora), m.kv_lora, n};
-  Gemm(ops_, pool_, w.kv_a, h, kv);
+  Gemm(w.kv_a, h, kv);
   kernels::RmsNorm(ops_, pool_, kv, w.kv_a_norm.data(), m.kv_lora, m.norm_eps, v);
   // Query of head i against that key: [U_i^T q_nope ; rope(q_pe)].
   const Rows absorbed{Grown(&q_absorbed_, n * absorbed_width), absorbed_width, n};

@@ -17,7 +17,8 @@ namespace consilium {
 class CpuAttention {
  public:
   // `spec`, `ops` and `pool` outlive this; `pool` may be null.
-  CpuAttention(const ModelSpec& spec, const kernels::Ops& ops, KernelPool* pool, uint32_t kv_blocks);
+  CpuAttention(const ModelSpec& spec, const kernels::Ops& ops, kernels::NumericsClass numerics,
+               KernelPool* pool, uint32_t kv_blocks);
 
   // Once for a flight's stage, before Run: tables of page pointers and rotary rows up to the highest
   // position.
@@ -33,6 +34,8 @@ class CpuAttention {
 
  private:
   void RunGqa(uint32_t layer, const CpuLayerWeights& w, const FlightBatch& batch, kernels::ConstRows h);
+  void Gemm(const kernels::PackedMatrix& w, kernels::ConstRows x, kernels::Rows y,
+            const std::vector<float>& bias = {});
   void RotateHeads(const FlightBatch& batch, kernels::Rows q, kernels::Rows k);
   void QkNorms(const CpuLayerWeights& w, kernels::Rows q, kernels::Rows k);
   // Multiplies queries by their position's factor on layers that tune them.
@@ -62,6 +65,7 @@ class CpuAttention {
 
   const ModelSpec& spec_;
   const kernels::Ops& ops_;
+  const kernels::NumericsClass class_;
   KernelPool* const pool_;
   const kernels::AttentionShape shape_;
   const uint32_t kv_blocks_;

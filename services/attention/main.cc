@@ -22,7 +22,7 @@ constexpr uint32_t kDrainMs = 10000;
 
 struct Flags {
   AttentionWorkerOptions worker;
-  std::string listen = "127.0.0.1:0", controller, static_placement, port_file, numerics = "f32";
+  std::string listen = "127.0.0.1:0", controller, static_placement, port_file;
   ServiceOptions common;
 
   void AddTo(Options* o) {
@@ -35,7 +35,7 @@ struct Flags {
     o->Add(&worker.state_dir, "state-dir", "folder for the model manifest; empty: nothing is kept");
     o->Add(&worker.threads, "threads", "kernel threads; 0: the cores of this process", 0, 1024);
     o->Add(&worker.ops, "ops", "kernels: auto, or one of ref, scalar, avx2, avx512");
-    o->AddChoice(&numerics, "numerics", "numerics class", {"f32"});
+    worker.numerics.AddTo(o);
     o->Add(&worker.kv_mb, "kv-mb", "memory for KV pages, MiB", 1, 1u << 24);
     o->Add(&worker.prefill_chunk, "prefill-chunk",
            "prompt rows of one sequence in one step; 0: as many as fit", 0, kFlightRowsMax);
@@ -73,6 +73,7 @@ class Process final : public RouterAttachment::Sink {
                                          {"admin", admin_->address()},
                                          {"model", worker_->welcome().model_id},
                                          {"ops", worker_->ops().ops->name},
+                                         {"class", worker_->welcome().class_name},
                                          {"threads", worker_->threads()},
                                          {"kv_blocks", worker_->shape().kv_blocks}});
     return absl::OkStatus();

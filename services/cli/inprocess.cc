@@ -135,6 +135,7 @@ class System {
     o.model = options_.model;
     o.state_dir = options_.state_dir;
     o.ops = options_.ops;
+    o.numerics = options_.numerics;
     o.threads = options_.threads;
     o.capacity_mb = options_.capacity_mb;
     Shard shard;
@@ -185,6 +186,7 @@ class System {
     o.model = options_.model;
     o.state_dir = options_.state_dir;
     o.ops = options_.ops;
+    o.numerics = options_.numerics;
     o.threads = options_.threads;
     o.kv_mb = options_.kv_mb;
     o.prefill_chunk = options_.prefill_chunk;

@@ -91,7 +91,7 @@ std::vector<std::string> Supervisor::Command(const Child& child) const {
     return argv;
   }
   push({"--state-dir", own_state, "--threads", text(options_.threads), "--ops", options_.ops, "--numerics",
-        options_.numerics});
+        options_.numerics.numerics, "--weights-as", options_.numerics.weights_as});
   if (info.role == "expert") {
     push({"--capacity-mb", text(options_.capacity_mb)});
   } else {

@@ -22,7 +22,7 @@ void UpOptions::AddTo(Options* o) {
   o->Add(&port, "port", "port of the HTTP API; 0: any free port", 0u, 65535u);
   o->Add(&state_dir, "state-dir", "logs and processes.json; empty: $XDG_STATE_HOME/consilium, else ./state");
   o->Add(&threads, "threads", "kernel threads a process; 0: cores / compute processes", 0u, 1024u);
-  o->AddChoice(&numerics, "numerics", "numerics class", {"f32"});
+  numerics.AddTo(o);
   o->AddChoice(&ops, "ops", "kernels; all give the same bits", {"auto", "scalar", "avx2", "avx512"});
   o->Add(&api_keys, "api-key", "key that a client must send; repeat for several; none: open");
   o->Add(&inprocess, "inprocess", "all services in this one process");

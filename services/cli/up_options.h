@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common/config/options.h"
+#include "common/model/numerics_choice.h"
 
 namespace consilium {
 
@@ -19,7 +20,7 @@ struct UpOptions {
   uint32_t port = 8080;  // of the gateway; 0: any free port
   std::string state_dir;
   uint32_t threads = 0;  // kernel threads a process; 0: cores / compute processes, at least 1
-  std::string numerics = "f32";
+  NumericsFlags numerics = {};
   std::string ops = "auto";
   std::vector<std::string> api_keys;
   bool inprocess = false;

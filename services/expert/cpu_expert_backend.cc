@@ -16,6 +16,16 @@ std::string Name(const ExpertEntry& entry) {
 
 }  // namespace
 
+CpuExpertOptions ExpertOptionsOf(const ModelSpec& spec) {
+  CpuExpertOptions o;
+  o.hidden = spec.hidden;
+  o.inter = spec.expert_inter;
+  o.activation = spec.activation;
+  o.swiglu_alpha = spec.swiglu_alpha;
+  o.swiglu_limit = spec.swiglu_limit;
+  return o;
+}
+
 CpuExpertBackend::CpuExpertBackend(CpuExpertOptions options, const kernels::Ops* ops, KernelPool* pool)
     : options_(std::move(options)), ops_(*ops), pool_(pool) {}
 
@@ -30,12 +40,14 @@ absl::StatusOr<ExpertHandle> CpuExpertBackend::Load(const ExpertEntry& entry, Mo
     }
   }
   auto weights = std::make_shared<kernels::FfnWeights>();
-  ASSIGN_OR_RETURN(*weights, LoadExpert(entry, store));
+  kernels::QuantError error;
+  ASSIGN_OR_RETURN(*weights, LoadExpert(entry, store, options_.numerics.weights_as, &error));
   weights->activation = options_.activation;
   weights->alpha = options_.swiglu_alpha;
   weights->limit = options_.swiglu_limit;
   const std::lock_guard lock(mutex_);
   loaded_bytes_ += weights->bytes();
+  quant_error_.Add(error);
   experts_.emplace(next_handle_, std::move(weights));
   return next_handle_++;
 }
@@ -53,6 +65,16 @@ uint64_t CpuExpertBackend::loaded_bytes() const {
   return loaded_bytes_;
 }
 
+kernels::QuantError CpuExpertBackend::quant_error() const {
+  const std::lock_guard lock(mutex_);
+  return quant_error_;
+}
+
+uint32_t CpuExpertBackend::row_bytes_in() const {
+  return options_.numerics.integer_rows ? static_cast<uint32_t>(kernels::WireRowBytes(options_.hidden))
+                                        : row_bytes_out();
+}
+
 absl::Status CpuExpertBackend::Prepare(const GroupedFfnJob& job) {
   groups_.clear();
   rows_.clear();
@@ -65,11 +87,13 @@ absl::Status CpuExpertBackend::Prepare(const GroupedFfnJob& job) {
     groups_.push_back({it->second.get(), g.first, g.count});
   }
   for (const ExpertRow& row : job.rows) {
-    if (reinterpret_cast<uintptr_t>(row.in) % alignof(float) != 0 ||
+    const bool integers = options_.numerics.integer_rows;
+    if ((!integers && reinterpret_cast<uintptr_t>(row.in) % alignof(float) != 0) ||
         reinterpret_cast<uintptr_t>(row.out) % alignof(float) != 0) {
       return InvalidArgument("rows of f32 must lie at multiples of 4 bytes");
     }
-    rows_.push_back({reinterpret_cast<const float*>(row.in), reinterpret_cast<float*>(row.out)});
+    rows_.push_back({integers ? nullptr : reinterpret_cast<const float*>(row.in),
+                     reinterpret_cast<float*>(row.out), integers ? row.in : nullptr});
   }
   return absl::OkStatus();
 }
@@ -83,7 +107,7 @@ void CpuExpertBackend::Run(const GroupedFfnJob& job, std::function<void(FfnDone)
   const auto work = [this] {
     if (result_.status.ok()) {
       const MonoTime begin = NowUs();
-      grouped_ffn_.Run(ops_, pool_, groups_, rows_);
+      grouped_ffn_.Run(ops_, pool_, groups_, rows_, options_.numerics.arithmetic);
       result_.compute_us = static_cast<uint32_t>(NowUs() - begin);
     }
     const auto finish = [this] {

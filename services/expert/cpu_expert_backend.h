@@ -1,5 +1,5 @@
-// ExpertBackend on CPU kernels, class f32: rows of f32 in and out, 4 H bytes each. The same class over
-// kernels/ref is the reference.
+// ExpertBackend on CPU kernels: rows of f32 out (4 H bytes), in f32 or, where the class says so, quantised
+// once by the router (WireRowBytes). The same class over kernels/ref is the reference.
 #pragma once
 #include <functional>
 #include <map>
@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "common/exec/kernel_pool.h"
+#include "common/model/model_spec.h"
+#include "common/model/numerics_choice.h"
 #include "kernels/api/kernels.h"
 #include "services/expert/expert_backend.h"
 
@@ -21,18 +23,22 @@ struct CpuExpertOptions {
   std::function<void(std::function<void()>)> run_compute;
   // Brings a completion to the strand. Null: inline.
   std::function<void(std::function<void()>)> post_done;
+  NumericsChoice numerics = {};
 };
+// Sizes and activation of the model's experts.
+CpuExpertOptions ExpertOptionsOf(const ModelSpec& spec);
 
 class CpuExpertBackend final : public ExpertBackend {
  public:
   // `ops` and `pool` (null: one thread) outlive the backend; a running job must have ended before it dies.
   CpuExpertBackend(CpuExpertOptions options, const kernels::Ops* ops, KernelPool* pool);
 
-  uint32_t row_bytes_in() const override { return options_.hidden * static_cast<uint32_t>(sizeof(float)); }
-  uint32_t row_bytes_out() const override { return row_bytes_in(); }
+  uint32_t row_bytes_in() const override;
+  uint32_t row_bytes_out() const override { return options_.hidden * static_cast<uint32_t>(sizeof(float)); }
   absl::StatusOr<ExpertHandle> Load(const ExpertEntry& entry, ModelStore* store) override;
   void Drop(ExpertHandle expert) override;
   uint64_t loaded_bytes() const override;
+  kernels::QuantError quant_error() const;  // of all experts quantised at load so far
   void Run(const GroupedFfnJob& job, std::function<void(FfnDone)> done) override;
 
  private:
@@ -47,6 +53,7 @@ class CpuExpertBackend final : public ExpertBackend {
   std::map<ExpertHandle, std::shared_ptr<const kernels::FfnWeights>> experts_;
   ExpertHandle next_handle_ = 1;
   uint64_t loaded_bytes_ = 0;
+  kernels::QuantError quant_error_;
 
   // The job under way.
   bool running_ = false;

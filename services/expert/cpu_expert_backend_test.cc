@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 #include <fstream>
 
@@ -111,6 +112,36 @@ TEST_F(CpuExpertBackendTest, AnExpertDroppedDuringAJobStillComputesIt) {
   work();
   EXPECT_TRUE(done);
   EXPECT_NE(out, std::vector<float>(32));
+}
+
+// The row is quantised once, at the router: the same bits as rows that the shard quantises.
+TEST_F(CpuExpertBackendTest, RowsQuantisedByTheRouterGiveTheSameBits) {
+  options_.numerics = {kernels::NumericsClass::kI8g32, WeightsAs::kInt8, false};
+  const auto floats = Make();
+  options_.numerics.integer_rows = true;
+  const auto integers = Make();
+  EXPECT_EQ(floats->row_bytes_in(), 32u * 4);
+  EXPECT_EQ(integers->row_bytes_in(), 32u + 4);
+  EXPECT_EQ(integers->row_bytes_out(), 32u * 4);
+  const auto loaded = integers->Load(Entry(1), store_.get());
+  ASSERT_TRUE(loaded.ok()) << ToString(loaded.status());
+  EXPECT_GT(integers->quant_error().relative(), 0.0);
+  EXPECT_LT(integers->quant_error().relative(), 0.02);
+
+  std::vector<float> in(32), expected(32), got(32);
+  for (size_t i = 0; i < in.size(); ++i) in[i] = std::sin(static_cast<float>(i));
+  std::vector<std::byte> quantised(kernels::QuantRowBytes(32)), wire(integers->row_bytes_in());
+  (*kernels::FindOps("ref"))->quantize_rows({in.data(), 32, 1}, 32, quantised.data());
+  kernels::WireFromQuantRow(quantised.data(), 32, wire.data());
+  const auto run = [](CpuExpertBackend* b, ExpertHandle handle, const void* from, std::vector<float>* to) {
+    const ExpertRow row{static_cast<const std::byte*>(from), reinterpret_cast<std::byte*>(to->data())};
+    const ExpertGroup group{handle, 0, 1};
+    b->Run({{&group, 1}, {&row, 1}}, [](FfnDone done) { ASSERT_TRUE(done.status.ok()); });
+  };
+  run(floats.get(), *floats->Load(Entry(1), store_.get()), in.data(), &expected);
+  run(integers.get(), *loaded, wire.data(), &got);
+  EXPECT_NE(expected, std::vector<float>(32));
+  EXPECT_EQ(got, expected);
 }
 
 TEST_F(CpuExpertBackendTest, RowsAtOddAddressesAreRefused) {

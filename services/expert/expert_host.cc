@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "common/base/status.h"
+#include "common/log/log.h"
 
 namespace consilium {
 namespace {
@@ -19,16 +20,13 @@ absl::StatusOr<std::unique_ptr<ExpertHost>> ExpertHost::Create(ExpertHostOptions
   ASSIGN_OR_RETURN(h->spec_, ReadModelSpec(h->options_.model));
   ASSIGN_OR_RETURN(h->manifest_, OpenManifest(h->options_.model, h->options_.state_dir));
   h->store_ = OpenFolderStore(h->manifest_);
-  ASSIGN_OR_RETURN(h->ops_, kernels::FindServingOps(h->options_.ops));
+  ASSIGN_OR_RETURN(h->numerics_, ChooseNumerics(h->options_.numerics, h->manifest_));
+  ASSIGN_OR_RETURN(h->ops_, kernels::FindServingOps(h->options_.ops, h->numerics_.arithmetic));
   std::random_device random;
   h->incarnation_ = uint64_t{random()} << 32 | random();
   h->kernel_pool_ = std::make_unique<KernelPool>(h->options_.threads);
-  CpuExpertOptions backend;
-  backend.hidden = h->spec_.hidden;
-  backend.inter = h->spec_.expert_inter;
-  backend.activation = h->spec_.activation;
-  backend.swiglu_alpha = h->spec_.swiglu_alpha;
-  backend.swiglu_limit = h->spec_.swiglu_limit;
+  CpuExpertOptions backend = ExpertOptionsOf(h->spec_);
+  backend.numerics = h->numerics_;
   h->backend_ = std::make_unique<CpuExpertBackend>(backend, h->ops_.ops, h->kernel_pool_.get());
   ExpertShard::Config config;
   config.core = h->CoreOptions();
@@ -49,12 +47,14 @@ ExpertCoreOptions ExpertHost::CoreOptions() const {
   ExpertCoreOptions c;
   c.manifest = std::string(manifest_.digest.begin(), manifest_.digest.end());
   c.hidden = spec_.hidden;
-  c.dtype_in = c.dtype_out = frame::DtypeCode::kF32;
-  c.class_name = std::string(kernels::kClassName);
+  c.dtype_in = numerics_.integer_rows ? frame::DtypeCode::kI8Scale32 : frame::DtypeCode::kF32;
+  c.dtype_out = frame::DtypeCode::kF32;
+  c.class_name = numerics_.name();
   c.fingerprint = ops_.fingerprint;
   c.layers = static_cast<uint32_t>(spec_.layers.size());
   c.experts = spec_.gate.experts;
-  for (const ExpertEntry& e : manifest_.experts) c.expert_bytes[{e.layer, e.expert}] = e.bytes();
+  for (const ExpertEntry& e : manifest_.experts)
+    c.expert_bytes[{e.layer, e.expert}] = numerics_.ExpertBytes(e);
   c.capacity_bytes = uint64_t{options_.capacity_mb} << 20;
   return c;
 }
@@ -64,7 +64,7 @@ control::MemberIdentity ExpertHost::Identity() const {
   who.incarnation = incarnation_;
   who.model_id = manifest_.id;
   who.manifest = std::string(manifest_.digest.begin(), manifest_.digest.end());
-  who.class_name = std::string(kernels::kClassName);
+  who.class_name = numerics_.name();
   who.fingerprint = ops_.fingerprint;
   return who;
 }
@@ -72,9 +72,9 @@ control::MemberIdentity ExpertHost::Identity() const {
 std::vector<control::MoeLayer> ExpertHost::MoeLayers() const {
   std::vector<control::MoeLayer> layers;
   for (const ExpertEntry& e : manifest_.experts) {
-    if (layers.empty() || layers.back().layer != e.layer) layers.push_back({e.layer, 0, e.bytes()});
+    if (layers.empty() || layers.back().layer != e.layer) layers.push_back({e.layer, 0, 0});
     layers.back().experts = std::max<uint32_t>(layers.back().experts, e.expert.value + 1u);
-    layers.back().expert_bytes = std::max(layers.back().expert_bytes, e.bytes());
+    layers.back().expert_bytes = std::max(layers.back().expert_bytes, numerics_.ExpertBytes(e));
   }
   return layers;
 }
@@ -86,11 +86,22 @@ std::vector<ExpertKey> ExpertHost::AllExperts() const {
 }
 
 void ExpertHost::OnOpDone(const expert_action::OpDone& done) {
+  LogQuantError();
   if (options_.on_op_done) options_.on_op_done(done);
   std::lock_guard lock(mutex_);
   if (done.op_id != awaited_op_) return;
   awaited_ = done.ok ? absl::OkStatus() : Internal(done.text);
   op_done_.notify_all();
+}
+
+// After each operation that quantised experts.
+void ExpertHost::LogQuantError() {
+  const kernels::QuantError error = backend_->quant_error();
+  if (error.reference == quant_error_logged_) return;
+  quant_error_logged_ = error.reference;
+  log::Info(
+      "experts quantised at load",
+      {{"class", numerics_.name()}, {"relative_error", error.relative()}, {"largest_error", error.largest}});
 }
 
 absl::Status ExpertHost::LoadAndWait(std::vector<ExpertKey> experts) {

@@ -25,6 +25,7 @@ struct ExpertHostOptions {
   std::string model;      // folder
   std::string state_dir;  // "": the manifest is computed at each start
   std::string ops = "auto";
+  NumericsFlags numerics = {};
   uint32_t threads = 0;      // kernel threads; 0: the cores of this process
   uint32_t capacity_mb = 0;  // of expert weights; 0: no limit
   // Of ExpertShard::Config; may be null.
@@ -43,6 +44,7 @@ class ExpertHost {
   ExpertShard* shard() { return shard_.get(); }
   const Manifest& manifest() const { return manifest_; }
   const kernels::ServingOps& ops() const { return ops_; }
+  const NumericsChoice& numerics() const { return numerics_; }
   uint32_t threads() const { return kernel_pool_->threads(); }
   uint64_t incarnation() const { return incarnation_; }
   // All but name and addresses.
@@ -59,6 +61,7 @@ class ExpertHost {
   ExpertCoreOptions CoreOptions() const;
 
   void OnOpDone(const expert_action::OpDone& done);
+  void LogQuantError();
 
   ExpertHostOptions options_;
   std::mutex mutex_;  // of the op that LoadAndWait waits for
@@ -68,7 +71,9 @@ class ExpertHost {
   ModelSpec spec_;
   Manifest manifest_;
   std::unique_ptr<ModelStore> store_;
+  NumericsChoice numerics_;
   kernels::ServingOps ops_;
+  double quant_error_logged_ = 0;  // QuantError::reference then
   uint64_t incarnation_ = 0;
   uint64_t next_op_ = 1;
   std::unique_ptr<KernelPool> kernel_pool_;

@@ -30,7 +30,7 @@ void ExpertServiceOptions::AddTo(Options* o) {
   o->Add(&threads, "threads", "kernel threads; 0: the cores of this process", 0, 1024);
   o->Add(&io_threads, "io-threads", "threads that move frames", 1, 64);
   o->Add(&ops, "ops", "kernels: auto, or one of those this machine can run (scalar, avx2, avx512, ref)");
-  o->AddChoice(&numerics, "numerics", "numerics class", {"f32"});
+  numerics.AddTo(o);
   o->Add(&capacity_mb, "capacity-mb", "MiB of expert weights to hold; 0: no limit", 0, 1u << 30);
   o->Add(&drain_ms, "drain-ms", "ms to answer queued calls after SIGTERM", 0, 600'000);
   service.AddTo(o);
@@ -78,6 +78,7 @@ struct ExpertService::Impl {
     o.model = options.model;
     o.state_dir = options.state_dir;
     o.ops = options.ops;
+    o.numerics = options.numerics;
     o.threads = options.threads;
     o.capacity_mb = options.capacity_mb;
     o.on_host_changed = [this](ExpertKey key, HostState state) { controller.HostChanged(key, state); };
@@ -92,7 +93,7 @@ struct ExpertService::Impl {
     d.shard_id = shard->shard_id();
     d.name = options.name;
     d.version = CONSILIUM_VERSION;
-    d.class_name = std::string(kernels::kClassName);
+    d.class_name = host->numerics().name();
     d.fingerprint = host->ops().fingerprint;
     for (const auto& [key, state] : shard->experts()) {
       d.experts.push_back({key.layer.value, key.expert.value, static_cast<uint8_t>(state)});
@@ -176,6 +177,7 @@ absl::StatusOr<std::unique_ptr<ExpertService>> ExpertService::Start(const Expert
                                      {"model", s->host->manifest().id},
                                      {"experts", s->host->manifest().experts.size()},
                                      {"ops", s->host->ops().ops->name},
+                                     {"class", s->host->numerics().name()},
                                      {"threads", s->host->threads()}});
   return std::unique_ptr<ExpertService>(new ExpertService(std::move(impl)));
 }

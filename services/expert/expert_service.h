@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/config/options.h"
+#include "common/model/numerics_choice.h"
 
 namespace consilium {
 
@@ -20,7 +21,7 @@ struct ExpertServiceOptions {
   std::string state_dir;
   std::string port_file;
   std::string ops = "auto";
-  std::string numerics = "f32";
+  NumericsFlags numerics = {};
   uint32_t threads = 0;
   uint32_t io_threads = 1;
   uint32_t capacity_mb = 0;

@@ -33,6 +33,12 @@ inline void FuzzSafetensors(const uint8_t* data, size_t size) {
   auto tensors = ParseSafetensors(FuzzBytes(data, size), size, 0, name);
   if (!tensors.ok()) return;
   CheckRanges(*tensors, size);
+  uint64_t end = tensors->empty() ? size : tensors->front().range.offset;  // no gap, no byte that two share
+  for (const TensorInfo& t : *tensors) {
+    CHECK(t.range.offset == end);
+    end += t.range.length;
+  }
+  CHECK(end == size);
   QuantConfig config;
   for (const QuantConfig::Method method :
        {QuantConfig::Method::kFp8, QuantConfig::Method::kPackedInt4, QuantConfig::Method::kCompressedFp8,

@@ -7,7 +7,7 @@
 #include "common/base/hash.h"
 #include "common/base/status.h"
 #include "common/testing/tiny_checkpoint.h"
-#include "tests/golden/local_decoder.h"
+#include "services/cli/local_decoder.h"
 #include "tests/golden/tiny_cases.h"
 
 namespace consilium {
@@ -28,11 +28,13 @@ class Exactness : public ::testing::TestWithParam<Case> {
     }
     base_ = Open();
     tokens_ = Tokens(1, kTokens);
-    expected_ = base_->Prefill(base_->AddSequence(kTokens), tokens_, kTokens);
+    expected_ = base_->Prefill(base_->AddSequence(kTokens), tokens_, kTokens).value();
     for (float v : expected_) ASSERT_TRUE(std::isfinite(v));
   }
   std::unique_ptr<LocalDecoder> Open(LocalDecoderOptions options = {}) {
-    return LocalDecoder::Open(dir_, std::move(options));
+    auto decoder = LocalDecoder::Open(dir_, std::move(options));
+    CHECK_MSG(decoder.ok(), ToString(decoder.status()));
+    return *std::move(decoder);
   }
   std::vector<TokenId> Tokens(uint64_t seed, size_t n) {
     std::vector<TokenId> out;
@@ -71,7 +73,7 @@ class Exactness : public ::testing::TestWithParam<Case> {
 TEST_P(Exactness, ChunksOfAPromptGiveTheSameBits) {
   for (size_t chunk : {1, 7, 16}) {
     const auto d = Open();
-    ExpectSame(d->Prefill(d->AddSequence(kTokens), tokens_, chunk), "chunk " + std::to_string(chunk));
+    ExpectSame(d->Prefill(d->AddSequence(kTokens), tokens_, chunk).value(), "chunk " + std::to_string(chunk));
   }
 }
 
@@ -82,7 +84,7 @@ TEST_P(Exactness, EveryTableAndThreadCountGivesTheSameBits) {
       options.ops = ops;
       options.threads = threads;
       const auto d = Open(options);
-      ExpectSame(d->Prefill(d->AddSequence(kTokens), tokens_, kTokens),
+      ExpectSame(d->Prefill(d->AddSequence(kTokens), tokens_, kTokens).value(),
                  std::string(ops) + ", threads " + std::to_string(threads));
     }
   }
@@ -110,7 +112,7 @@ TEST_P(Exactness, NeighboursInTheBatchChangeNothing) {
       feeds.push_back({2, {other.begin() + 7, other.begin() + 7 + static_cast<long>(1 + step)}, false});
     feeds.push_back({3, {other.begin() + 50, other.begin() + 53}, true});
     if (step % 3 == 0) std::swap(feeds[0], feeds[1]);
-    d->Step(feeds);
+    ASSERT_TRUE(d->Step(feeds).ok());
     mine += n;
   }
   ExpectSame(All(*d, 1, kTokens), "among neighbours");
@@ -123,30 +125,30 @@ TEST_P(Exactness, OverlappingFlightsChangeNothing) {
   const auto d = Open(options);
   const uint32_t a = d->AddSequence(kTokens), b = d->AddSequence(kTokens);
   const auto other = Tokens(3, 40);
-  const auto first = d->Begin(0, {Feed{a, tokens_, true}});
-  const auto second = d->Begin(1, {Feed{b, other, true}});
+  const auto first = d->Begin(0, {Feed{a, tokens_, true}}).value();
+  const auto second = d->Begin(1, {Feed{b, other, true}}).value();
   bool more = true;
   while (more) {
-    const bool one = d->Advance(second.get()), two = d->Advance(first.get());
+    const bool one = d->Advance(second.get()).value(), two = d->Advance(first.get()).value();
     more = one || two;
   }
   ExpectSame(All(*d, a, kTokens), "overlapping flights");
-  ExpectSameAs(base_->Prefill(base_->AddSequence(kTokens), other, other.size()), All(*d, b, other.size()),
-               "the other flight");
+  ExpectSameAs(base_->Prefill(base_->AddSequence(kTokens), other, other.size()).value(),
+               All(*d, b, other.size()), "the other flight");
 }
 
 // A page that goes to another backend carries all that later tokens need.
 TEST_P(Exactness, ExportedBlocksContinueElsewhere) {
   const auto from = Open(), to = Open();
   const uint32_t a = from->AddSequence(kTokens), b = to->AddSequence(kTokens);
-  from->Prefill(a, tokens_, kTokens);
-  to->Prefill(b, Tokens(9, 64), 64);  // reserves blocks and fills them with something else
+  ASSERT_TRUE(from->Prefill(a, tokens_, kTokens).ok());
+  ASSERT_TRUE(to->Prefill(b, Tokens(9, 64), 64).ok());  // reserves blocks and fills them with something else
   for (size_t i = 0; i < 4; ++i) {
     std::vector<std::byte> bytes;
     ASSERT_TRUE(from->layers().ExportBlock(from->blocks(a)[i], &bytes).ok());
     ASSERT_TRUE(to->layers().ImportBlock(to->blocks(b)[i], bytes).ok());
   }
-  to->Step({Feed{b, {tokens_.begin() + 64, tokens_.end()}, true}});
+  ASSERT_TRUE(to->Step({Feed{b, {tokens_.begin() + 64, tokens_.end()}, true}}).ok());
   for (Position p = 64; p < kTokens; ++p)
     ExpectSameAs(from->logits(a, p), to->logits(b, p), "position " + std::to_string(p));
   EXPECT_FALSE(to->layers().ImportBlock(KvBlockId(0), std::span<const std::byte>()).ok());

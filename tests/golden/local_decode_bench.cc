@@ -6,7 +6,8 @@
 #include <benchmark/benchmark.h>
 
 #include "common/base/hash.h"
-#include "tests/golden/local_decoder.h"
+#include "common/base/status.h"
+#include "services/cli/local_decoder.h"
 
 namespace consilium {
 namespace {
@@ -16,7 +17,7 @@ void Decode(benchmark::State& state) {
   options.threads = static_cast<uint32_t>(state.range(1));
   options.kv_blocks = 4096;
   options.keep_logits = false;
-  const auto d = LocalDecoder::Open(std::string(CONSILIUM_SOURCE_DIR) + "/models/demo", options);
+  const auto d = LocalDecoder::Open(std::string(CONSILIUM_SOURCE_DIR) + "/models/demo", options).value();
   const uint32_t rows = static_cast<uint32_t>(state.range(0)),
                  context = static_cast<uint32_t>(state.range(2));
   std::vector<Feed> feeds(rows);
@@ -25,11 +26,11 @@ void Decode(benchmark::State& state) {
     feeds[r].sample_all = false;
     for (uint32_t i = 0; i < context; ++i)
       feeds[r].tokens.push_back(static_cast<TokenId>(Mix(r, i) % d->spec().vocab));
-    d->Step({feeds[r]});
+    CHECK(d->Step({feeds[r]}).ok());
     feeds[r].tokens = {static_cast<TokenId>(r)};
   }
   for (auto _ : state) {
-    const auto next = d->Step(feeds);
+    const auto next = d->Step(feeds).value();
     for (uint32_t r = 0; r < rows; ++r) feeds[r].tokens[0] = next[r];
   }
   state.SetItemsProcessed(state.iterations() * rows);
@@ -46,11 +47,11 @@ void Prefill(benchmark::State& state) {
   options.threads = static_cast<uint32_t>(state.range(1));
   options.kv_blocks = 4096;
   options.keep_logits = false;
-  const auto d = LocalDecoder::Open(std::string(CONSILIUM_SOURCE_DIR) + "/models/demo", options);
+  const auto d = LocalDecoder::Open(std::string(CONSILIUM_SOURCE_DIR) + "/models/demo", options).value();
   std::vector<TokenId> tokens;
   for (uint32_t i = 0; i < static_cast<uint32_t>(state.range(0)); ++i)
     tokens.push_back(static_cast<TokenId>(Mix(7, i) % d->spec().vocab));
-  for (auto _ : state) d->Step({Feed{d->AddSequence(), tokens, false}});
+  for (auto _ : state) CHECK(d->Step({Feed{d->AddSequence(), tokens, false}}).ok());
   state.SetItemsProcessed(state.iterations() * state.range(0));
 }
 BENCHMARK(Prefill)

@@ -5,8 +5,8 @@
 
 #include "common/base/hash.h"
 #include "common/base/status.h"
+#include "services/cli/local_decoder.h"
 #include "tests/golden/double_oracle.h"
-#include "tests/golden/local_decoder.h"
 #include "tests/golden/tiny_cases.h"
 
 namespace consilium {
@@ -27,10 +27,10 @@ TEST_P(OracleTest, LogitsAgree) {
     const auto status = WriteTinyCheckpoint(GetParam().config, dir);
     ASSERT_TRUE(status.ok()) << ToString(status);
   }
-  const auto decoder = LocalDecoder::Open(dir);
+  const auto decoder = LocalDecoder::Open(dir).value();
   std::vector<TokenId> tokens;
   for (size_t i = 0; i < 70; ++i) tokens.push_back(static_cast<TokenId>(Mix(5, i) % decoder->spec().vocab));
-  const std::vector<float> got = decoder->Prefill(decoder->AddSequence(), tokens, 16);
+  const std::vector<float> got = decoder->Prefill(decoder->AddSequence(), tokens, 16).value();
   const std::vector<double> truth = OracleLogits(dir, tokens);
   ASSERT_EQ(got.size(), truth.size());
   double largest = 0, error = 0;

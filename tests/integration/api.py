@@ -131,12 +131,17 @@ QUESTIONS = ["What is the capital of France?", "What is 12 + 7?", "Translate to 
              "What colour is the sky?", "What is the opposite of hot?", "What is the plural of mouse?", "Who are you?"]
 
 
-def exactness_requests(count=64, seed=1, max_tokens=24):
-    """Mixed lengths and options: greedy and T=1 with seeds, n=2, penalties, top-20 logprobs, filters, bias, echo."""
+PROMPT_TOKENS = (1, 2, 15, 16, 17, 63, 64, 65, 130, 300)  # around pages of 16 and key blocks of 64
+
+
+def exactness_requests(count=64, seed=1, max_tokens=24, model="demo", ids=range(10, 2000), lengths=PROMPT_TOKENS,
+                       chat=True):
+    """Mixed lengths and options: greedy and T=1 with seeds, n=2, penalties, top-20 logprobs, filters, bias, echo; every
+    second one a chat if `chat`, else all over token ids out of `ids`."""
     random_ = random.Random(seed)
     out = []
     for i in range(count):
-        common = {"model": "demo", "max_tokens": random_.choice([1, 5, max_tokens // 2, max_tokens]), "seed": 1000 + i}
+        common = {"model": model, "max_tokens": random_.choice([1, 5, max_tokens // 2, max_tokens]), "seed": 1000 + i}
         common["temperature"] = 0 if i % 3 == 0 else 1
         if i % 4 == 1:
             common["n"] = 2
@@ -151,30 +156,39 @@ def exactness_requests(count=64, seed=1, max_tokens=24):
         if i % 9 == 6:
             common.update(stop=["the", "\n"], min_tokens=min(2, common["max_tokens"]))
         stream = i % 4 == 3
-        if i % 2 == 0:  # chat
+        if chat and i % 2 == 0:
             turns = [{"role": "user", "content": random_.choice(QUESTIONS)}]
             if i % 8 == 0:
                 turns = [{"role": "system", "content": "You are a helpful assistant."}, *turns,
                          {"role": "assistant", "content": "I see."}, {"role": "user", "content": QUESTIONS[i % 8]}]
             body = {**common, "messages": turns, "logprobs": True, "top_logprobs": 20 if i % 4 == 0 else 3}
             out.append(Request("/v1/chat/completions", body, stream))
-        else:  # completions over token ids: lengths from 1 to some hundred, some with a common beginning
-            length = random_.choice([1, 2, 15, 16, 17, 63, 64, 65, 130, 300])
+        else:  # lengths from 1 to some hundred, some with a common beginning
+            length = random_.choice(lengths)
             shared = random.Random(7 if i % 4 == 1 else 100 + i)
-            prompt = [shared.randrange(10, 2000) for _ in range(length)]
-            body = {**common, "prompt": prompt, "logprobs": 5}
+            prompt = [shared.randrange(ids.start, ids.stop) for _ in range(length)]
+            body = {**common, "prompt": prompt, "logprobs": 20 if i % 2 == 0 else 5}
             if i % 16 == 7:
                 body["echo"] = True
             out.append(Request("/v1/completions", body, stream))
     return out
 
 
+def difference(requests, want, got):
+    """What the first answer that is not the wanted one looks like, or None."""
+    for request, one, two in zip(requests, want, got, strict=True):
+        if one != two:
+            return (f"differs: {request.path} {request.body}\n alone: {json.dumps(one)[:1500]}\n"
+                    f" here:  {json.dumps(two)[:1500]}")
+    return None
+
+
 def one_by_one(url, requests):
     return [request.run(url) for request in requests]
 
 
-def all_at_once(url, requests, seed=2):
-    """In another order, with random arrival within half a second; results in the requests' order."""
+def all_at_once(url, requests, seed=2, within_s=0.5):
+    """In another order, with random arrival within about `within_s`; results in the requests' order."""
     random_ = random.Random(seed)
     order = list(range(len(requests)))
     random_.shuffle(order)
@@ -182,5 +196,5 @@ def all_at_once(url, requests, seed=2):
         futures = {}
         for i in order:
             futures[i] = pool.submit(requests[i].run, url)
-            time.sleep(random_.random() / len(requests))
+            time.sleep(2 * within_s * random_.random() / len(requests))
         return [futures[i].result() for i in range(len(requests))]

@@ -39,6 +39,22 @@ def alive(pid):
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
+def model_in(folder):
+    """What --model takes for a folder: the GGUF file in it, or itself."""
+    return next(iter(sorted(folder.glob("*.gguf"))), folder)
+
+
+def ops_here():
+    """What `--ops` can be on this CPU, slowest first."""
+    flags = set()
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            flags = set(line.split(":")[1].split())
+            break
+    needs = {"scalar": set(), "avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"}}
+    return [ops for ops, need in needs.items() if need <= flags]
+
+
 class Cluster:
     """Use as a context manager. Attributes: url, state_dir, up (the Popen)."""
 
@@ -102,15 +118,23 @@ class Cluster:
                     and p["state"] == "ready"]
         return wait_until(again, timeout_s, f"{name} ready again after pid {old_pid}")[0]
 
+    @staticmethod
+    def metrics_of(process):
+        """Of one entry of the process table: {'name{labels}': value}."""
+        out = {}
+        with urllib.request.urlopen(f"http://{process['admin']}/metrics", timeout=10) as answer:
+            for line in answer.read().decode().splitlines():
+                if line and not line.startswith("#"):
+                    key, _, value = line.rpartition(" ")
+                    out[key] = float(value)
+        return out
+
     def metrics(self, role):
-        """Summed over the role's processes: {'name{labels}': value}."""
+        """Summed over the role's processes."""
         out = {}
         for process in self.processes(role):
-            with urllib.request.urlopen(f"http://{process['admin']}/metrics", timeout=10) as answer:
-                for line in answer.read().decode().splitlines():
-                    if line and not line.startswith("#"):
-                        key, _, value = line.rpartition(" ")
-                        out[key] = out.get(key, 0.0) + float(value)
+            for key, value in self.metrics_of(process).items():
+                out[key] = out.get(key, 0.0) + value
         return out
 
     def show_logs(self, lines=25):

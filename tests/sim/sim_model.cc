@@ -77,13 +77,7 @@ class TinySimModel final : public SimModel {
     return std::move(*backend);
   }
   std::unique_ptr<ExpertBackend> NewExperts() override {
-    CpuExpertOptions options;
-    options.hidden = spec_.hidden;
-    options.inter = spec_.expert_inter;
-    options.activation = spec_.activation;
-    options.swiglu_alpha = spec_.swiglu_alpha;
-    options.swiglu_limit = spec_.swiglu_limit;
-    return std::make_unique<CpuExpertBackend>(options, ops_, nullptr);
+    return std::make_unique<CpuExpertBackend>(ExpertOptionsOf(spec_), ops_, nullptr);
   }
   const ExpertEntry& entry(LayerId layer, ExpertId expert) const override {
     const ExpertEntry* e = manifest_.FindExpert(layer, expert);
