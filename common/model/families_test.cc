@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -76,12 +77,59 @@ INSTANTIATE_TEST_SUITE_P(
                       Folder{"glm4_moe", "glm4_moe"}, Folder{"gpt_oss", "gpt_oss"},
                       Folder{"granitemoe", "granitemoe"}, Folder{"granitemoeshared", "granitemoe"},
                       Folder{"grok1", "grok1"}, Folder{"hunyuan_v1_moe", "hunyuan_v1_moe"},
-                      Folder{"kimi_k2", "deepseek_v3"}, Folder{"llama4", "llama4", true},
-                      Folder{"minimax_m2", "minimax_m2"}, Folder{"mistral4", "mistral4"},
-                      Folder{"mistral_large_3", "mistral_large_3"}, Folder{"mixtral", "mixtral"},
-                      Folder{"olmoe", "olmoe"}, Folder{"phimoe", "phimoe"}, Folder{"qwen2_moe", "qwen2_moe"},
-                      Folder{"qwen3_moe", "qwen3_moe"}, Folder{"qwen3_moe_fused", "qwen3_moe"}),
+                      Folder{"kimi_k2", "deepseek_v3"}, Folder{"lfm2_moe", "lfm2_moe"},
+                      Folder{"llama4", "llama4", true}, Folder{"minimax_m2", "minimax_m2"},
+                      Folder{"mistral4", "mistral4"}, Folder{"mistral_large_3", "mistral_large_3"},
+                      Folder{"mixtral", "mixtral"}, Folder{"olmoe", "olmoe"}, Folder{"phimoe", "phimoe"},
+                      Folder{"qwen2_moe", "qwen2_moe"}, Folder{"qwen3_moe", "qwen3_moe"},
+                      Folder{"qwen3_moe_fused", "qwen3_moe"}),
     [](const auto& param_info) { return std::string(param_info.param.name); });
+
+nlohmann::json ConfigOf(const std::string& file) {
+  return nlohmann::json::parse(std::ifstream(std::string(CONSILIUM_SOURCE_DIR) + "/tests/golden/" + file));
+}
+
+// Mistral's own layout with apply_scale describes what the mistral4 class, whose golden holds, computes.
+TEST(Families, ScaledYarnOfMistralsOwnLayoutIsThatOfTheClass) {
+  nlohmann::json native = ConfigOf("mistral_large_3/params.json");
+  const auto plain = ParseModelSpec(native.dump(), "x/params.json");
+  native["yarn"]["apply_scale"] = true;
+  const auto scaled = ParseModelSpec(native.dump(), "x/params.json");
+  const auto golden = ParseModelSpec(ConfigOf("mistral4/config.json").dump(), "config.json");
+  ASSERT_TRUE(plain.ok() && scaled.ok() && golden.ok()) << ToString(scaled.status());
+  EXPECT_EQ(scaled->mla.scale, golden->mla.scale);
+  EXPECT_LT(plain->mla.scale, scaled->mla.scale);
+  EXPECT_EQ(scaled->rope.inv_freq, golden->rope.inv_freq);
+  EXPECT_EQ(scaled->rope.attention_scaling, golden->rope.attention_scaling);
+  EXPECT_EQ(scaled->tuning.beta, golden->tuning.beta);
+  EXPECT_EQ(scaled->tuning.floor, golden->tuning.floor);
+  EXPECT_EQ(scaled->gate.renormalize, golden->gate.renormalize);
+  native["yarn"].erase("apply_scale");  // on unless it is off, as vLLM has it
+  EXPECT_EQ(ParseModelSpec(native.dump(), "x/params.json")->mla.scale, golden->mla.scale);
+}
+
+// As the released Hunyuan-A13B writes them.
+TEST(Families, HunyuanListsOfOneNumberALayerAreThatNumber) {
+  nlohmann::json c = ConfigOf("hunyuan_v1_moe/config.json");
+  const auto plain = ParseModelSpec(c.dump(), "config.json");
+  c["moe_topk"] = {4, 4, 4};
+  c["num_shared_expert"] = {1, 1, 1};
+  c["moe_intermediate_size"] = {24, 24, 24};
+  const auto lists = ParseModelSpec(c.dump(), "config.json");
+  ASSERT_TRUE(plain.ok() && lists.ok()) << ToString(lists.status());
+  EXPECT_EQ(lists->gate.top_k, plain->gate.top_k);
+  EXPECT_EQ(lists->expert_inter, plain->expert_inter);
+  EXPECT_EQ(lists->layers[1].shared_inter, plain->layers[1].shared_inter);
+}
+
+// dots.llm1's releases name the method where others name the function.
+TEST(Families, Dots1MayCallItsScoringNoaux) {
+  nlohmann::json c = ConfigOf("dots1/config.json");
+  c["scoring_func"] = "noaux_tc";
+  EXPECT_TRUE(ParseModelSpec(c.dump(), "config.json").ok());
+  c["scoring_func"] = "softmax";
+  EXPECT_FALSE(ParseModelSpec(c.dump(), "config.json").ok());
+}
 
 }  // namespace
 }  // namespace consilium

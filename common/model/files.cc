@@ -1,15 +1,18 @@
 #include "common/model/files.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <utility>
 
 #include "common/base/status.h"
+#include "common/log/log.h"
 
 namespace consilium {
 namespace {
@@ -64,6 +67,27 @@ absl::Status WriteFileAtomically(const std::string& path, std::string_view text)
   absl::Status status = ErrnoStatus(path, "cannot write");
   ::unlink(temporary.c_str());
   return status;
+}
+
+absl::StatusOr<FileLock> FileLock::Acquire(const std::string& path, std::string_view what) {
+  std::error_code ignored;  // a folder that cannot be made shows at open
+  std::filesystem::create_directories(std::filesystem::path(path).parent_path(), ignored);
+  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (fd < 0) return ErrnoStatus(path, "cannot open");
+  FileLock lock(fd);
+  if (::flock(fd, LOCK_EX | LOCK_NB) == 0) return lock;
+  if (errno == EWOULDBLOCK) {
+    log::Info("waits for another process", {{"that", what}, {"lock", path}});
+    int got = 0;
+    do got = ::flock(fd, LOCK_EX);
+    while (got != 0 && errno == EINTR);
+    if (got == 0) return lock;
+  }
+  return ErrnoStatus(path, "cannot lock");
+}
+
+FileLock::~FileLock() {
+  if (fd_ >= 0) ::close(fd_);
 }
 
 absl::StatusOr<ReadFd> ReadFd::Open(const std::string& path) {

@@ -5,6 +5,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "absl/status/statusor.h"
 
@@ -25,6 +26,21 @@ absl::StatusOr<std::string> ReadTextFile(const std::string& path, size_t bytes_m
 // Writes to a temporary name beside `path`, syncs, then renames: readers see the old or the new text, never a
 // part.
 absl::Status WriteFileAtomically(const std::string& path, std::string_view text);
+
+// An exclusive lock between processes; it ends with this object or the process. Makes the file and its
+// folder.
+class FileLock {
+ public:
+  // Waits as long as another process holds it, and says so in the log as `what`.
+  static absl::StatusOr<FileLock> Acquire(const std::string& path, std::string_view what);
+  FileLock(FileLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  FileLock& operator=(FileLock&&) = delete;
+  ~FileLock();
+
+ private:
+  explicit FileLock(int fd) : fd_(fd) {}
+  int fd_;
+};
 
 // A file open for reading; -1 never escapes.
 class ReadFd {

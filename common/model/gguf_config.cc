@@ -312,6 +312,14 @@ absl::StatusOr<GgufArch> GgufArchOf(const Gguf& gguf, const std::string& source,
                        "\" is not known; known: " + known);
 }
 
+std::optional<int64_t> GgufKeys::Integer(const std::string& key) {
+  constexpr int64_t kMost = int64_t{1} << 40;
+  const auto v = Take(gguf_.Integer(arch_ + key));
+  if (!v || (*v >= -kMost && *v <= kMost)) return v;
+  Fail(key, "expected a number up to 2^40, got " + std::to_string(*v));
+  return std::nullopt;
+}
+
 int64_t GgufKeys::Need(const std::string& key) {
   const auto v = Integer(key);
   if (!v) Fail(key, "missing; expected an integer");

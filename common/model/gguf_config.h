@@ -37,7 +37,8 @@ class GgufKeys {
  public:
   GgufKeys(const Gguf& gguf, std::string arch) : gguf_(gguf), arch_(std::move(arch) + ".") {}
 
-  std::optional<int64_t> Integer(const std::string& key) { return Take(gguf_.Integer(arch_ + key)); }
+  // Larger than 2^40 either way is refused, so that sums and differences fit.
+  std::optional<int64_t> Integer(const std::string& key);
   std::optional<double> Number(const std::string& key) { return Take(gguf_.Number(arch_ + key)); }
   std::optional<bool> Bool(const std::string& key) { return Take(gguf_.Bool(arch_ + key)); }
   std::optional<std::string> Text(const std::string& key) { return Take(gguf_.Text(arch_ + key)); }

@@ -117,7 +117,8 @@ struct Heads {
 absl::Status CutQkv(const TensorInfo& all, uint32_t layer, bool bias, const Heads& heads,
                     const std::string& source, std::vector<TensorInfo>* out) {
   const uint64_t rows = heads.lanes * (heads.queries + 2 * heads.keys);
-  if (rows == 0 || all.shape.size() != (bias ? 1 : 2) || all.shape[0] != rows)
+  if (rows == 0 || all.shape.size() != (bias ? 1 : 2) || all.shape[0] != rows ||
+      (bias && all.coding != Coding::kPlain))
     return InvalidArgument(source + ": tensor \"" + all.name + "\": expected " + std::to_string(rows) +
                            " rows of q, k and v, got " + ShapeText(all.shape));
   const uint64_t row_bytes = all.range.length / rows;

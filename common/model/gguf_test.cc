@@ -15,6 +15,7 @@
 #include "common/model/model_files.h"
 #include "common/model/model_spec.h"
 #include "common/model/model_store.h"
+#include "common/model/stored_matrix.h"
 
 namespace consilium {
 namespace {
@@ -240,6 +241,25 @@ TEST(GgufModel, ArchitecturesAreDescribedAsTheirConfigs) {
   }
 }
 
+// Embeddings and heads are held in the form of the file; looking up a row widens that row.
+TEST(GgufModel, QuantisedEmbeddingsStayAsTheyAre) {
+  for (const char* name : {"gguf_gpt_oss_mxfp4", "gguf_mixtral_q8_0", "gguf_olmoe_q4_0", "gguf_mixtral_q4_1",
+                           "gguf_mixtral_q5_0", "gguf_mixtral_q5_1", "gguf_qwen3moe_q4_k_q6_k",
+                           "gguf_qwen3moe_q5_k", "gguf_granitemoe"}) {
+    const auto manifest = OpenManifest(Golden(name), "");
+    ASSERT_TRUE(manifest.ok()) << ToString(manifest.status());
+    const auto store = OpenFolderStore(*manifest);
+    for (const char* role : {"embed", "head"}) {
+      const TensorInfo* t = manifest->FindDense(role);
+      if (t == nullptr) continue;  // tied
+      const auto packed = LoadMatrix(*t, store.get());
+      ASSERT_TRUE(packed.ok()) << ToString(packed.status());
+      EXPECT_LE(packed->bytes(), t->bytes() * 115 / 100) << name << " " << role << " " << FormatName(*t);
+      EXPECT_LT(packed->bytes(), t->elements() * sizeof(float)) << name << " " << role;
+    }
+  }
+}
+
 Gguf SmallDeepseek(int64_t experts, int64_t gating) {
   Gguf g;
   g.metadata["general.architecture"] = std::string("deepseek2");
@@ -284,6 +304,9 @@ TEST(GgufModel, WhatMetadataSayOtherwiseIsRefused) {
   Gguf absorbed = SmallDeepseek(16, 1);
   absorbed.tensors.emplace_back().name = "blk.0.attn_k_b.weight";
   EXPECT_THAT(error(absorbed), HasSubstr("key_length_mla: missing"));
+  Gguf huge = SmallDeepseek(16, 1);
+  huge.metadata["deepseek2.nextn_predict_layers"] = INT64_MIN;
+  EXPECT_THAT(error(huge), HasSubstr("nextn_predict_layers: expected a number up to 2^40, got -9223"));
   Gguf lacking = SmallDeepseek(16, 1);
   lacking.metadata.erase("deepseek2.context_length");
   EXPECT_THAT(error(lacking), HasSubstr("deepseek2.context_length: missing; expected an integer"));

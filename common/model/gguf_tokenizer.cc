@@ -6,6 +6,7 @@
 #include <unordered_map>
 
 #include "common/base/status.h"
+#include "common/model/gguf_pretokenizers.h"
 #include "common/model/json_text.h"
 
 namespace consilium {
@@ -13,50 +14,6 @@ namespace {
 
 constexpr size_t kVocabMax = size_t{1} << 24;
 constexpr size_t kPieceCharactersMax = 256;  // of pieces that merges are derived for
-
-// Regular expressions of pre-tokenizers, as their tokenizer.json files have them (docs/MODELS.md, section
-// 10).
-constexpr std::string_view kGpt2 =
-    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kQwen2 =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kLlama3 =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kDeepseek3 =
-    R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kGpt4o =
-    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kTekken =
-    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kKimi =
-    R"([\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-
-struct PreTokenizer {
-  std::string_view names;  // tokenizer.ggml.pre, separated by blanks
-  std::string_view splits[3];
-  bool nfc = false, ignore_merges = false;
-};
-constexpr PreTokenizer kPreTokenizers[] = {
-    {"gpt-2 default", {kGpt2}},
-    {"olmo dbrx smollm", {kGpt2}, true},
-    {"refact starcoder command-r codeshell granite", {R"(\p{N})", kGpt2}},
-    {"qwen2 deepseek-r1-qwen", {kQwen2}, true},
-    {"llama-bpe llama3 llama-v3", {kLlama3}, false, true},
-    {"glm4 chatglm-bpe", {kLlama3}},
-    {"deepseek-v3", {R"(\p{N}{1,3})", R"([一-龥぀-ゟ゠-ヿ]+)", kDeepseek3}},
-    {"gpt-4o llama4", {kGpt4o}},
-    {"tekken", {kTekken}, false, true},
-    {"kimi-k2", {kKimi}},
-};
-
-bool IsOneOf(std::string_view name, std::string_view list) {
-  for (size_t at = 0; at <= list.size();) {
-    const size_t end = std::min(list.find(' ', at), list.size());
-    if (list.substr(at, end - at) == name) return true;
-    at = end + 1;
-  }
-  return false;
-}
 
 size_t CharacterBytes(unsigned char lead) { return lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4; }
 
@@ -140,15 +97,11 @@ absl::StatusOr<Json> PostProcessor(const Gguf& gguf, const Vocabulary& v, bool b
 absl::StatusOr<Json> ByteLevel(const Gguf& gguf, const Vocabulary& v, const std::string& source) {
   ASSIGN_OR_RETURN(const auto given, gguf.Text("tokenizer.ggml.pre"));
   const std::string pre = given.value_or("default");
-  const PreTokenizer* found = nullptr;
-  std::string known;
-  for (const PreTokenizer& p : kPreTokenizers) {
-    if (IsOneOf(pre, p.names)) found = &p;
-    known += (known.empty() ? "" : " ") + std::string(p.names);
-  }
+  const GgufPreTokenizer* found = FindGgufPreTokenizer(pre);
   if (found == nullptr) {
     return Unimplemented(source + ": tokenizer.ggml.pre: \"" + pre.substr(0, 60) +
-                         "\" is not known (known: " + known + "); put a tokenizer.json beside the file");
+                         "\" is not known (known: " + GgufPreTokenizerNames() +
+                         "); put a tokenizer.json beside the file");
   }
   const std::vector<std::string>* merges = gguf.Texts("tokenizer.ggml.merges");
   if (merges == nullptr) return InvalidArgument(source + ": tokenizer.ggml.merges: missing");
@@ -164,13 +117,12 @@ absl::StatusOr<Json> ByteLevel(const Gguf& gguf, const Vocabulary& v, const std:
                              "\" is not of tokens");
     pairs.push_back(Json::array({std::move(left), std::move(right)}));
   }
-  const bool plain = found->splits[0] == kGpt2;
   const auto level = [](bool regex, bool prefix) {
     return Json{
         {"type", "ByteLevel"}, {"add_prefix_space", prefix}, {"trim_offsets", true}, {"use_regex", regex}};
   };
-  Json split = level(true, false);
-  if (!plain) {
+  Json split = level(true, false);  // its own expression is GPT-2's
+  if (pre != "gpt-2") {
     Json steps = Json::array();
     for (std::string_view regex : found->splits) {
       if (regex.empty()) break;
@@ -185,7 +137,7 @@ absl::StatusOr<Json> ByteLevel(const Gguf& gguf, const Vocabulary& v, const std:
   Json out;
   out["normalizer"] = found->nfc ? Json{{"type", "NFC"}} : Json(nullptr);
   out["pre_tokenizer"] = split;
-  ASSIGN_OR_RETURN(out["post_processor"], PostProcessor(gguf, v, false, source));
+  ASSIGN_OR_RETURN(out["post_processor"], PostProcessor(gguf, v, found->bos, source));
   out["decoder"] = level(true, true);
   out["model"] = {{"type", "BPE"},
                   {"dropout", nullptr},

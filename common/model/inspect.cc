@@ -62,11 +62,7 @@ Figures Sum(const ModelSpec& spec, const Manifest& manifest) {
 }
 
 // Keys and values as the f32 arena holds them.
-uint64_t KvBytesPerToken(const ModelSpec& spec) {
-  const kernels::AttentionShape a = spec.attention_shape();
-  return (a.page_k_floats() + a.page_v_floats()) / kernels::kKvPageTokens * sizeof(float) *
-         spec.layers.size();
-}
+uint64_t KvBytesPerToken(const ModelSpec& spec) { return spec.kv_page_bytes() / kernels::kKvPageTokens; }
 
 std::string Join(const std::set<std::string>& items) {
   std::string out;
@@ -93,6 +89,8 @@ std::string PatternText(const ModelSpec& s) {
     if (l.window != 0) ++patterns["window " + std::to_string(l.window)];
     if (l.chunk != 0) ++patterns["chunks of " + std::to_string(l.chunk)];
     if (!l.rotates) ++patterns["no rotation"];
+    if (l.mixer == Mixer::kShortConv)
+      ++patterns["short convolution of " + std::to_string(s.short_conv.taps) + " tokens"];
   }
   std::string out;
   for (const auto& [text, count] : patterns) {

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <atomic>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "common/base/clock.h"
@@ -17,9 +18,8 @@
 namespace consilium {
 namespace {
 
-constexpr size_t kChunkBytes = size_t{4} << 20;
 constexpr MonoTime kProgressUs = 2'000'000;
-constexpr unsigned kHashThreadsMax = 8;  // each holds one expert's bytes
+constexpr unsigned kHashThreadsMax = 8;
 
 // What a tensor's bytes mean; unequal lines for unequal meanings.
 std::string FormatLine(std::string_view what, const TensorInfo& t) {
@@ -53,20 +53,18 @@ absl::Status HashExpert(ModelStore* store, const std::string& activation, Expert
                         std::vector<std::byte>* buffer) {
   constexpr std::string_view kParts[3] = {"gate", "up", "down"},
                              kBiases[3] = {"gate_bias", "up_bias", "down_bias"};
-  buffer->resize(entry->bytes());
   Sha256 sha;
+  Xxh3Stream checksum;  // the bytes in the order of Ranges()
   sha.Update("consilium expert 1 gated " + activation + "\n");
   std::vector<ByteRange> seen;
-  size_t at = 0;
   const auto add = [&](const ByteRange& range) -> absl::Status {
     if (range.length == 0 || std::find(seen.begin(), seen.end(), range) != seen.end())
       return absl::OkStatus();
     seen.push_back(range);
-    const std::span<std::byte> bytes(buffer->data() + at, range.length);
-    RETURN_IF_ERROR(store->Read(range, bytes));
-    sha.Update(bytes);
-    at += bytes.size();
-    return absl::OkStatus();
+    return ReadPieces(store, range, buffer, [&](std::span<const std::byte> bytes) {
+      sha.Update(bytes);
+      checksum.Update(bytes);
+    });
   };
   for (int i = 0; i < 3; ++i) {
     sha.Update(FormatLine(kParts[i], entry->parts[i]));
@@ -78,7 +76,7 @@ absl::Status HashExpert(ModelStore* store, const std::string& activation, Expert
     RETURN_IF_ERROR(add(entry->biases[i].range));
   }
   entry->digest = sha.Finish();
-  entry->checksum = Xxh3(*buffer);  // the bytes in the order of Ranges()
+  entry->checksum = checksum.value();
   return absl::OkStatus();
 }
 
@@ -87,14 +85,8 @@ absl::StatusOr<Digest> HashTensor(ModelStore* store, const TensorInfo& tensor,
   Sha256 sha;
   sha.Update(FormatLine(tensor.role, tensor));
   for (const ByteRange& range : {tensor.range, tensor.scales}) {
-    buffer->resize(std::min<uint64_t>(kChunkBytes, range.length));
-    for (uint64_t done = 0; done < range.length;) {
-      const uint64_t n = std::min<uint64_t>(kChunkBytes, range.length - done);
-      const std::span<std::byte> bytes(buffer->data(), n);
-      RETURN_IF_ERROR(store->Read(ByteRange{range.file, range.offset + done, n}, bytes));
-      sha.Update(bytes);
-      done += n;
-    }
+    RETURN_IF_ERROR(
+        ReadPieces(store, range, buffer, [&](std::span<const std::byte> bytes) { sha.Update(bytes); }));
   }
   return sha.Finish();
 }
@@ -228,11 +220,18 @@ absl::StatusOr<Manifest> OpenManifest(const std::string& path, const std::string
   if (place.gguf.empty() && !FileExists(place.dir + "/tokenizer.json"))
     return NotFound(place.dir + "/tokenizer.json: missing; the model cannot be served without it");
   ASSIGN_OR_RETURN(const ManifestSources sources, StampSources(place));
-  if (!state_dir.empty()) {
+  std::optional<FileLock> lock;
+  for (const bool locked : {false, true}) {
+    if (state_dir.empty()) break;
     if (auto kept = LoadCachedManifest(state_dir, sources)) {
       kept->id = place.id;
       return *std::move(kept);
     }
+    if (locked) break;
+    // Processes that start together share one import: the others find what the first stores. A folder that
+    // cannot be locked cannot be written either, which is said below.
+    auto got = FileLock::Acquire(state_dir + "/import.lock", "hashes the model");
+    if (got.ok()) lock.emplace(*std::move(got));
   }
   ASSIGN_OR_RETURN(const ConfigText config, ReadConfigText(place));
   ASSIGN_OR_RETURN(TensorIndex index, ReadTensorIndex(place, config));

@@ -1,9 +1,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <thread>
 
 #include "common/base/status.h"
 #include "common/model/files.h"
@@ -111,6 +115,30 @@ TEST_F(ManifestTest, IsKeptInTheStateFolderUntilAFileChanges) {
   other.seed = 2;
   Make(other);
   EXPECT_NE(Hex(Open().digest), Hex(first.digest));
+}
+
+// Processes that start together: one hashes, the others wait for what it stores.
+TEST_F(ManifestTest, WaitsForAnImportUnderWayAndTakesItsResult) {
+  Make();
+  std::optional<FileLock> other;
+  {
+    auto lock = FileLock::Acquire(state_ + "/import.lock", "is the test");
+    ASSERT_TRUE(lock.ok()) << ToString(lock.status());
+    other.emplace(*std::move(lock));
+  }
+  std::promise<std::string> digest;
+  std::thread waits([&] { digest.set_value(Hex(Open().digest)); });
+  std::future<std::string> got = digest.get_future();
+  EXPECT_EQ(got.wait_for(std::chrono::milliseconds(100)), std::future_status::timeout);
+  const auto imported = OpenManifest(dir_, root_.path() + "/elsewhere");
+  ASSERT_TRUE(imported.ok());
+  std::filesystem::copy(root_.path() + "/elsewhere/manifests", state_ + "/manifests");
+  const std::string cache = std::filesystem::directory_iterator(state_ + "/manifests")->path();
+  const auto stamp = StampFile(cache);
+  other.reset();
+  waits.join();
+  EXPECT_EQ(got.get(), Hex(imported->digest));
+  EXPECT_EQ(*StampFile(cache), *stamp);
 }
 
 TEST_F(ManifestTest, MissingTensor) {

@@ -58,6 +58,18 @@ kernels::AttentionShape ModelSpec::attention_shape(uint32_t layer) const {
   return shape;
 }
 
+ModelSpec::KvPageFloats ModelSpec::kv_page_floats(uint32_t layer) const {
+  if (layers[layer].mixer == Mixer::kShortConv) return {size_t{kernels::kKvPageTokens} * hidden, 0};
+  const kernels::AttentionShape shape = attention_shape(layer);
+  return {shape.page_k_floats(), shape.page_v_floats()};
+}
+
+uint64_t ModelSpec::kv_page_bytes() const {
+  uint64_t floats = 0;
+  for (uint32_t i = 0; i < layers.size(); ++i) floats += kv_page_floats(i).all();
+  return floats * sizeof(float);
+}
+
 uint32_t ModelSpec::moe_layers() const {
   return static_cast<uint32_t>(
       std::count_if(layers.begin(), layers.end(), [](const LayerSpec& l) { return l.ffn == FfnKind::kMoe; }));

@@ -56,7 +56,18 @@ enum class NormKind : uint8_t { kRms, kLayer };
 
 enum class FfnKind : uint8_t { kDense, kMoe };
 
+// How a layer reads the tokens before: attention (GQA or MLA), or a short convolution (LFM2).
+enum class Mixer : uint8_t { kAttention, kShortConv };
+
+// [B | C | X] = in(h); the token keeps B * X, [H]; each channel sums those of the last `taps` tokens by its
+// own weights; out(C * sum).
+struct ShortConvSpec {
+  uint32_t taps = 0;
+  bool bias = false;  // of in, of the sum and of out
+};
+
 struct LayerSpec {
+  Mixer mixer = Mixer::kAttention;
   FfnKind ffn = FfnKind::kMoe;
   uint32_t dense_inter = 0;   // kDense
   uint32_t shared_inter = 0;  // kMoe: width of the shared expert, 0: none
@@ -78,6 +89,7 @@ struct ModelSpec {
   bool mla_attention = false;
   GqaSpec gqa;
   MlaSpec mla;
+  ShortConvSpec short_conv;
   RopeSpec rope;
   QueryTuning tuning;
   float embed_scale = 1;     // multiplies embedding rows
@@ -98,6 +110,14 @@ struct ModelSpec {
 
   // Sizes are those of every layer; window and chunk of `layer`.
   kernels::AttentionShape attention_shape(uint32_t layer = 0) const;
+  // What a layer keeps of kernels::kKvPageTokens tokens, in floats: keys and values; of a short convolution
+  // its vectors, token after token, as keys.
+  struct KvPageFloats {
+    size_t k = 0, v = 0;
+    size_t all() const { return k + v; }
+  };
+  KvPageFloats kv_page_floats(uint32_t layer) const;
+  uint64_t kv_page_bytes() const;  // of all layers
   uint32_t moe_layers() const;
   uint32_t experts_total() const { return moe_layers() * gate.experts; }
 };

@@ -91,6 +91,25 @@ TEST(ModelSpec, LayerPatternsOfFamilies) {
   EXPECT_TRUE(llama.layers[3].tunes_queries && !llama.layers[3].rotates && llama.layers[3].chunk == 0);
 }
 
+TEST(ModelSpec, LayersOfLfm2) {
+  Json c = Golden("lfm2_moe");
+  const ModelSpec spec = Good(c);
+  EXPECT_EQ(spec.layers[0].mixer, Mixer::kShortConv);
+  EXPECT_EQ(spec.layers[1].mixer, Mixer::kAttention);
+  EXPECT_EQ(spec.layers[0].dense_inter, 96u);
+  EXPECT_EQ(spec.moe_layers(), 2u);
+  EXPECT_EQ(spec.short_conv.taps, 3u);
+  EXPECT_EQ(spec.kv_page_floats(0).k, 16u * 64);
+  EXPECT_EQ(spec.kv_page_floats(0).v, 0u);
+  EXPECT_EQ(spec.kv_page_floats(1).k, 16u * 2 * 16);
+  EXPECT_EQ(spec.kv_page_bytes(), 4u * 16 * (64 + 2 * 2 * 16 + 64));
+  EXPECT_TRUE(spec.tied_embeddings);
+  c["tie_embedding"] = false;  // the releases' spelling wins
+  EXPECT_FALSE(Good(c).tied_embeddings);
+  c["use_expert_bias"] = false;
+  EXPECT_FALSE(Good(c).gate.has_bias);
+}
+
 // Check value of the gpt-oss release: 1.3465736 on cosines and sines.
 TEST(ModelSpec, YarnOfGptOssMultipliesItsTables) {
   Json c = Golden("gpt_oss");
@@ -258,10 +277,6 @@ INSTANTIATE_TEST_SUITE_P(
             {{"model_type", "qwen3_next"}},
             "UNIMPLEMENTED: config.json: model_type: \"qwen3_next\" is not supported: its linear-attention "
             "layers keep a recurrent state"},
-        BadConfig{"convolutions",
-                  "m",
-                  {{"model_type", "lfm2_moe"}},
-                  "its short convolutions keep a recurrent state"},
         BadConfig{"glm_lanes",
                   "glm4_moe",
                   {{"rope_parameters", {{"partial_rotary_factor", 0.01}}}},
@@ -309,6 +324,26 @@ INSTANTIATE_TEST_SUITE_P(
                   "llama4",
                   {{"no_rope_layers", {1, 0}}},
                   "no_rope_layers: expected one for each of 4 layers, got 2"},
+        BadConfig{"lfm2_layers",
+                  "lfm2_moe",
+                  {{"layer_types", {"conv", "full_attention"}}},
+                  "layer_types: expected one for each of 3 layers, got 2"},
+        BadConfig{"lfm2_types",
+                  "lfm2_moe",
+                  {{"layer_types", {"conv", "linear_attention", "conv"}}},
+                  "layer_types: \"linear_attention\" is not supported; supported: conv, full_attention"},
+        BadConfig{"lfm2_no_types",
+                  "lfm2_moe",
+                  {{"layer_types", nullptr}},
+                  "layer_types: expected one for each of 3 layers, got 0"},
+        BadConfig{"lfm2_taps",
+                  "lfm2_moe",
+                  {{"conv_L_cache", 65}},
+                  "conv_L_cache: expected an integer in 1..64, got 65"},
+        BadConfig{"lfm2_no_taps", "lfm2_moe", {{"conv_L_cache", nullptr}}, "conv_L_cache: missing"},
+        BadConfig{"lfm2_bias", "lfm2_moe", {{"conv_bias", "no"}}, "conv_bias: expected"},
+        BadConfig{"lfm2_dense", "lfm2_moe", {{"intermediate_size", nullptr}}, "intermediate_size: missing"},
+        BadConfig{"lfm2_act", "lfm2_moe", {{"hidden_act", "gelu"}}, "hidden_act: \"gelu\" is not supported"},
         BadConfig{"minimax_shared",
                   "minimax_m2",
                   {{"shared_intermediate_size", 8}},
@@ -379,7 +414,7 @@ TEST(ModelSpec, TextThatIsNotJsonNamesThePlace) {
 TEST(ModelSpec, EveryDamagedConfigIsAnErrorOrAnotherModel) {
   std::vector<std::string> configs = {Deepseek().dump(), Mixtral().dump()};
   for (const char* family : {"dbrx", "ernie4_5_moe", "gpt_oss", "granitemoeshared", "grok1", "hunyuan_v1_moe",
-                             "llama4", "minimax_m2", "mistral4", "phimoe", "qwen2_moe"}) {
+                             "lfm2_moe", "llama4", "minimax_m2", "mistral4", "phimoe", "qwen2_moe"}) {
     configs.push_back(Golden(family).dump());
   }
   for (const std::string& good : configs) {

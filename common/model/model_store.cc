@@ -10,6 +10,8 @@
 namespace consilium {
 namespace {
 
+constexpr uint64_t kPieceBytes = uint64_t{4} << 20;
+
 // Opens each file at its first read and keeps it open; reads of one file run in parallel (pread has no shared
 // offset).
 class FolderStore final : public ModelStore {
@@ -105,6 +107,19 @@ uint64_t ExpertEntry::bytes() const {
   uint64_t n = 0;
   for (const ByteRange& range : Ranges()) n += range.length;
   return n;
+}
+
+absl::Status ReadPieces(ModelStore* store, const ByteRange& range, std::vector<std::byte>* buffer,
+                        const std::function<void(std::span<const std::byte>)>& take) {
+  if (const uint64_t n = std::min(kPieceBytes, range.length); buffer->size() < n) buffer->resize(n);
+  for (uint64_t done = 0; done < range.length;) {
+    const uint64_t n = std::min(kPieceBytes, range.length - done);
+    const std::span<std::byte> bytes(buffer->data(), n);
+    RETURN_IF_ERROR(store->Read(ByteRange{range.file, range.offset + done, n}, bytes));
+    take(bytes);
+    done += n;
+  }
+  return absl::OkStatus();
 }
 
 std::unique_ptr<ModelStore> OpenFolderStore(const Manifest& manifest) {

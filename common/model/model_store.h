@@ -1,6 +1,7 @@
 // Ranged reads of a model's files. No mmap in the contract: a truncated network file must not kill a shard.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -110,5 +111,9 @@ class ModelStore {
   virtual absl::Status Read(const ByteRange& range, std::span<std::byte> out) = 0;
 };
 std::unique_ptr<ModelStore> OpenFolderStore(const Manifest& manifest);
+
+// Calls `take` with the bytes of a range, some MiB at a time, in order. `buffer`: workspace.
+absl::Status ReadPieces(ModelStore* store, const ByteRange& range, std::vector<std::byte>* buffer,
+                        const std::function<void(std::span<const std::byte>)>& take);
 
 }  // namespace consilium

@@ -339,9 +339,8 @@ absl::StatusOr<uint64_t> ChecksumOf(const ExpertEntry& entry, ModelStore* store)
   Xxh3Stream hash;
   std::vector<std::byte> bytes;
   for (const ByteRange& range : entry.Ranges()) {
-    bytes.resize(range.length);
-    RETURN_IF_ERROR(store->Read(range, bytes));
-    hash.Update(bytes);
+    RETURN_IF_ERROR(
+        ReadPieces(store, range, &bytes, [&](std::span<const std::byte> piece) { hash.Update(piece); }));
   }
   return hash.value();
 }

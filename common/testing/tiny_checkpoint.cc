@@ -201,6 +201,24 @@ std::string TinyConfigJson(const TinyConfig& c) {
     j["sliding_window"] = c.window == 0 ? Json(nullptr) : Json(c.window);
     return j.dump(1);
   }
+  if (c.family == TinyConfig::Family::kLfm2Moe) {
+    j.erase("rms_norm_eps");
+    j.erase("hidden_act");
+    j.update({{"model_type", "lfm2_moe"},
+              {"norm_eps", 1e-5},
+              {"num_key_value_heads", c.kv_heads},
+              {"head_dim", c.head_dim},
+              {"num_experts", c.experts},
+              {"moe_intermediate_size", c.expert_inter},
+              {"num_dense_layers", c.dense_layers},
+              {"intermediate_size", c.dense_inter},
+              {"conv_L_cache", c.taps},
+              {"conv_bias", c.conv_bias},
+              {"routed_scaling_factor", 1.5}});
+    for (uint32_t i = 0; i < c.layers; ++i)
+      j["layer_types"].push_back(i % 2 == 0 ? "conv" : "full_attention");
+    return j.dump(1);
+  }
   j.update({{"model_type", "deepseek_v3"},
             {"num_key_value_heads", c.heads},
             {"kv_lora_rank", c.kv_lora},

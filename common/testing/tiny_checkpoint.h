@@ -10,7 +10,7 @@
 namespace consilium {
 
 struct TinyConfig {
-  enum class Family : uint8_t { kDeepseekV3, kMixtral };
+  enum class Family : uint8_t { kDeepseekV3, kMixtral, kLfm2Moe };
   Family family = Family::kDeepseekV3;
   uint64_t seed = 1;
   DType dtype = DType::kBf16;  // of matrices and norms; correction biases are F32
@@ -20,9 +20,12 @@ struct TinyConfig {
   bool tied = false;
   bool gelu = false;  // gelu_pytorch_tanh instead of silu
   uint32_t experts = 8, top_k = 2, expert_inter = 16;
-  // Mixtral.
+  // Mixtral and, but for the window, LFM2-MoE.
   uint32_t kv_heads = 1, head_dim = 16, window = 0;
-  // DeepSeek-V3.
+  // LFM2-MoE: even layers are short convolutions.
+  uint32_t taps = 3;
+  bool conv_bias = false;
+  // DeepSeek-V3; of LFM2-MoE dense_layers and dense_inter.
   uint32_t q_lora = 12;  // 0: none
   uint32_t kv_lora = 16, nope = 8, rope = 8, v_dim = 8;
   uint32_t shared_experts = 1, dense_layers = 1, dense_inter = 40, groups = 2, groups_kept = 1;

@@ -10,8 +10,11 @@ namespace consilium::kernels {
 
 inline constexpr uint32_t kBlockKMax = 128;
 
+// The codes lie as they do in a panel's column (raw_layout.h): a checkpoint's bytes become these words some
+// at a time, never code by code.
 struct Block {
-  uint8_t code[kBlockKMax] = {};
+  uint32_t word[kBlockKMax / 4] = {};
+  uint32_t high[2] = {};                        // k5: fifth bits; k6: upper bits of either half
   uint32_t scale = 0;                           // bits, of the layout's scale type
   uint16_t minimum = 0;                         // f16
   uint8_t zero = 0;                             // zero point
@@ -19,12 +22,13 @@ struct Block {
   uint16_t super_scale = 0, super_minimum = 0;  // f16
 };
 
-// The `layout.block_k` codes from input k (of the part) on of row `row` (of the part) and their scales. Codes
-// beyond the row are those of a zero.
-void ReadBlock(const WeightSource& source, const RawLayout& layout, uint32_t row, uint32_t k, Block* block);
+// Words of a block's codes in a column, the high bits apart.
+constexpr uint32_t CodeWords(RawCode code) {
+  return code == RawCode::kFp8 ? kBlockKMax / 4 : code == RawCode::k8 ? kGroup / 4 : kGroup / 8;
+}
+
 // OK, or INVALID_ARGUMENT: what no weight can be.
 absl::Status CheckBlock(const RawLayout& layout, const Block& block);
-void WriteBlock(const RawLayout& layout, const Block& block, uint32_t b, uint32_t column, std::byte* panel);
 
 // A weight's integer, scale and minimum: value = fma(q, scale, minimum), minimum +0 in symmetric formats.
 struct Affine {
@@ -33,10 +37,28 @@ struct Affine {
   float minimum = 0;
   float value() const { return numerics::Fma(static_cast<float>(q), scale, minimum); }
 };
+uint8_t CodeOf(RawCode code, const Block& block, uint32_t i);
 Affine ElementOf(const RawLayout& layout, const Block& block, uint32_t i);
 float BlockValue(const RawLayout& layout, const Block& block, uint32_t i);  // fp8: round(value * scale)
-float Fp8Value(uint8_t code);                                               // E4M3: exact
-float E8m0Half(uint8_t exponent);                                           // 2^(exponent - 128)
+// The first n values of a block: the same bits, by plain products where they are exact.
+void BlockValues(const RawLayout& layout, const Block& block, uint32_t n, float* out);
+inline float Fp8Value(uint8_t code) {  // E4M3: exact
+  const uint32_t magnitude = code & 0x7F;
+  // The same fields lie 2^120 lower in f32 (bias 127 against 7), denormals too.
+  const float value =
+      __builtin_bit_cast(float, static_cast<uint32_t>(code & 0x80) << 24 | magnitude << 20) * 0x1p120f;
+  return magnitude == 0x7F ? __builtin_nanf("") : value;
+}
+float E8m0Half(uint8_t exponent);  // 2^(exponent - 128)
+
+// Where block b of a panel lies.
+struct PanelPlaces {
+  std::byte* super;  // super header
+  std::byte* header;
+  std::byte* high;  // fifth or upper bits
+  std::byte* codes;
+};
+PanelPlaces PlacesIn(const RawLayout& layout, std::byte* panel, uint32_t b);
 // The block as it lies in a panel: for the reference.
 void LoadBlock(const RawLayout& layout, const std::byte* panel, uint32_t b, uint32_t column, Block* block);
 

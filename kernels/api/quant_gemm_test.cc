@@ -49,6 +49,22 @@ TEST_P(QuantGemmTest, ClassI8g32EqualsTheReferenceInEveryBitForEveryFormat) {
   ExpectGrid(ops(), NumericsClass::kI8g32, AllFormats());
 }
 
+TEST_P(QuantGemmTest, ManyRowsAreTheirRowsAloneWhereverABlockOfRowsEnds) {
+  for (WeightFormat format :
+       {WeightFormat::kInt8, WeightFormat::kInt4Zero, WeightFormat::kQ4K, WeightFormat::kQ6K}) {
+    const uint32_t out = 40, in = 512;
+    const PackedMatrix w = QuantSource(format, out, in, 5).Packed();
+    const std::vector<float> x = TestFloats(139 * in, 6);
+    for (NumericsClass c : {NumericsClass::kF32, NumericsClass::kI8g32}) {
+      const std::vector<float> want = Apply(Ref(), c, w, x, 139);
+      for (size_t rows : {63, 64, 65, 71, 128, 139}) {
+        EXPECT_TRUE(SameBits(Apply(ops(), c, w, x, rows), {want.data(), rows * out}))
+            << WeightFormatName(format) << " " << NumericsClassName(c) << " rows " << rows;
+      }
+    }
+  }
+}
+
 TEST_P(QuantGemmTest, PoolSizeDoesNotShow) {
   for (WeightFormat format : {WeightFormat::kQ8_0, WeightFormat::kQ4K, WeightFormat::kFp8}) {
     const PackedMatrix w = QuantSource(format, 700, 512, 3).Packed();

@@ -53,7 +53,30 @@ WeightFormat PlainFormat(DType dtype);
 // Whether class i8g32 runs integer dots on it; the other formats keep the f32 chain there.
 bool IsIntegerFormat(WeightFormat format);
 // Bytes of one ggml block of the format (of 32 or 256 inputs); 0 if it is none of ggml's.
-size_t GgufBlockBytes(WeightFormat format);
+constexpr size_t GgufBlockBytes(WeightFormat f) {
+  switch (f) {
+    case WeightFormat::kQ8_0:
+      return 34;
+    case WeightFormat::kQ4_0:
+      return 18;
+    case WeightFormat::kQ4_1:
+      return 20;
+    case WeightFormat::kQ5_0:
+      return 22;
+    case WeightFormat::kQ5_1:
+      return 24;
+    case WeightFormat::kMxfp4:
+      return 17;
+    case WeightFormat::kQ4K:
+      return 144;
+    case WeightFormat::kQ5K:
+      return 176;
+    case WeightFormat::kQ6K:
+      return 210;
+    default:
+      return 0;
+  }
+}
 // Inputs of one unit of the format that cannot be cut (256 for K-quants, 1 where a ragged end is allowed).
 uint32_t GranularityK(WeightFormat format);
 

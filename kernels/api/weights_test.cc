@@ -1,4 +1,7 @@
 // What a weight is worth: packed panels, dequantised rows and oracles written here from the formats' papers.
+#include <algorithm>
+#include <cstdint>
+
 #include "kernels/api/quant_support.h"
 
 namespace consilium::kernels {
@@ -99,31 +102,35 @@ float Scale(const QuantSource& s, size_t i) {
   return __builtin_bit_cast(float, s.source.scale_type == DType::kBf16 ? bits << 16 : bits);
 }
 
+void ExpectCompressedTensors(DType type, uint32_t in, uint32_t group) {
+  const uint32_t out = 21, groups = (in + group - 1) / group;
+  const uint32_t nibble_row = (in + 7) / 8 * 4, byte_row = (in + 3) / 4 * 4;
+  const QuantSource sym(WeightFormat::kInt4, out, in, 1, type, L::kCompressed, group);
+  const QuantSource zero(WeightFormat::kInt4Zero, out, in, 2, type, L::kCompressed, group);
+  const QuantSource bytes(WeightFormat::kInt8, out, in, 3, type, L::kCompressed, group);
+  const QuantSource plain(WeightFormat::kInt8, out, in, 4, type, L::kPlain, group);
+  const PackedMatrix m[] = {sym.Packed(), zero.Packed(), bytes.Packed(), plain.Packed()};
+  for (uint32_t r = 0; r < out; ++r) {
+    for (uint32_t k = 0; k < in; ++k) {
+      const size_t g = r * groups + k / group;
+      const auto nibble = [&](const QuantSource& s) {
+        return Byte(&s.values[r * nibble_row + k / 2]) >> (k % 2 * 4) & 15;
+      };
+      const int zp = Byte(&zero.zeros[(r / 8 * groups + k / group) * 4 + r % 8 / 2]) >> (r % 2 * 4) & 15;
+      ASSERT_EQ(WeightValue(m[0], r, k), static_cast<float>(nibble(sym) - 8) * Scale(sym, g));
+      ASSERT_EQ(WeightValue(m[1], r, k), static_cast<float>(nibble(zero) - zp) * Scale(zero, g));
+      ASSERT_EQ(WeightValue(m[2], r, k),
+                static_cast<float>(Byte(&bytes.values[r * byte_row + k]) - 128) * Scale(bytes, g));
+      ASSERT_EQ(WeightValue(m[3], r, k),
+                static_cast<float>(static_cast<int8_t>(plain.values[r * in + k])) * Scale(plain, g));
+    }
+  }
+}
+
 TEST(Weights, OfCompressedTensorsAreCodeMinusZeroPointTimesScale) {
   for (DType type : {DType::kBf16, DType::kF16, DType::kF32}) {
-    for (uint32_t group : {32u, 64u, 128u, 200u}) {
-      const uint32_t out = 21, in = 200, groups = (in + group - 1) / group;
-      const QuantSource sym(WeightFormat::kInt4, out, in, 1, type, L::kCompressed, group);
-      const QuantSource zero(WeightFormat::kInt4Zero, out, in, 2, type, L::kCompressed, group);
-      const QuantSource bytes(WeightFormat::kInt8, out, in, 3, type, L::kCompressed, group);
-      const QuantSource plain(WeightFormat::kInt8, out, in, 4, type, L::kPlain, group);
-      const PackedMatrix m[] = {sym.Packed(), zero.Packed(), bytes.Packed(), plain.Packed()};
-      for (uint32_t r = 0; r < out; ++r) {
-        for (uint32_t k = 0; k < in; ++k) {
-          const size_t g = r * groups + k / group;
-          const auto nibble = [&](const QuantSource& s) {
-            return Byte(&s.values[r * 100 + k / 2]) >> (k % 2 * 4) & 15;
-          };
-          const int zp = Byte(&zero.zeros[(r / 8 * groups + k / group) * 4 + r % 8 / 2]) >> (r % 2 * 4) & 15;
-          ASSERT_EQ(WeightValue(m[0], r, k), static_cast<float>(nibble(sym) - 8) * Scale(sym, g));
-          ASSERT_EQ(WeightValue(m[1], r, k), static_cast<float>(nibble(zero) - zp) * Scale(zero, g));
-          ASSERT_EQ(WeightValue(m[2], r, k),
-                    static_cast<float>(Byte(&bytes.values[r * in + k]) - 128) * Scale(bytes, g));
-          ASSERT_EQ(WeightValue(m[3], r, k),
-                    static_cast<float>(static_cast<int8_t>(plain.values[r * in + k])) * Scale(plain, g));
-        }
-      }
-    }
+    for (uint32_t group : {32u, 64u, 128u, 200u}) ExpectCompressedTensors(type, 200, group);
+    ExpectCompressedTensors(type, 197, 32);  // rows that end within a word and a byte
   }
 }
 
@@ -196,6 +203,19 @@ TEST(Weights, TransposedTensorsArePackedAsTheirRows) {
   const PackedMatrix rows = s.Packed(), columns = Pack(t).value();
   for (uint32_t r = 0; r < 20; ++r) {
     for (uint32_t k = 0; k < 30; ++k) ASSERT_EQ(WeightValue(columns, r, k), WeightValue(rows, k, r));
+  }
+}
+
+TEST(Weights, MemoryIsZeroedAndAlignedOfAnySize) {
+  for (size_t bytes : {size_t{0}, size_t{1}, size_t{100}, (size_t{2} << 20) - 1, size_t{2} << 20,
+                       (size_t{5} << 20) + 4097}) {
+    for (bool fresh : {false, true}) {
+      const AlignedBytes p = fresh ? AllocateFresh(bytes) : AllocateAligned(bytes);
+      ASSERT_EQ(reinterpret_cast<uintptr_t>(p.get()) % 64, 0u) << bytes;
+      EXPECT_TRUE(std::all_of(p.get(), p.get() + bytes, [](std::byte b) { return b == std::byte{0}; }))
+          << bytes;
+      std::fill_n(p.get(), bytes, std::byte{1});
+    }
   }
 }
 
@@ -274,6 +294,22 @@ TEST(PackQuantized, HalvesAQuantisationStepAtMostAndMeasuresIt) {
   }
   QuantError error;
   EXPECT_FALSE(PackQuantized(s.source, WeightFormat::kQ4K, DType::kF16, &error).ok());
+}
+
+TEST(PackQuantized, ClampsWhereAScaleAmongTheDenormalsWasRoundedDown) {
+  std::vector<float> w(16 * 32, 0x1p-24f);
+  w[5] = 127 * 1.4f * 0x1p-24f;  // scale 1.4 * 2^-24, in f16 2^-24
+  WeightSource s;
+  s.format = WeightFormat::kF32;
+  s.out = 16;
+  s.in = 32;
+  s.values = std::as_bytes(std::span<const float>(w));
+  QuantError error;
+  const PackedMatrix m = PackQuantized(s, WeightFormat::kInt8, DType::kF16, &error).value();
+  EXPECT_EQ(WeightValue(m, 0, 5), 127 * 0x1p-24f);
+  EXPECT_EQ(WeightValue(m, 0, 6), 0x1p-24f);
+  w[7] = INFINITY;
+  EXPECT_FALSE(PackQuantized(s, WeightFormat::kInt8, DType::kF16, &error).ok());
 }
 
 }  // namespace

@@ -1,15 +1,19 @@
-// Question: how close do the CPU kernels of class f32 come to what the machine can do?
+// Question: how close do the CPU kernels come to what the machine can do, and how fast are weights packed?
 // Bounds, both measured in the same run (bench/peaks.cc): plain read bandwidth of a 512 MiB buffer; f32 fma
-// peak. Formulas: bytes = weights (or keys and values) read once per call; flops = 2 * rows * out * in (6 *
-// rows * hidden * inter for a gated FFN; 2 * heads * keys * (k_dim + v_dim) for attention). Weights rotate
-// through at least 256 MiB, so every call finds them in memory, not in cache. Counters: GB/s, GFLOP/s, and
-// their share of the peak of as many threads. Few rows are bound by memory, many by arithmetic; the bound
-// that matters is the larger of the two shares. Run: kernels_bench --benchmark_repetitions=5
+// peak. Matrix products are compared with a plain read right after each of them (medians of both; `of_read`),
+// since the machine may have other users. Formulas: bytes = weights (or keys and values) read once per call;
+// flops = 2 * rows * out * in (6 * rows * hidden * inter for a gated FFN; 2 * heads * keys * (k_dim + v_dim)
+// for attention). Weights rotate through at least 256 MiB, so every call finds them in memory, not in cache.
+// Counters: GB/s, GFLOP/s, and their share of the peak of as many threads. Few rows are bound by memory, many
+// by arithmetic; the bound that matters is the larger of the two shares. Run: kernels_bench
+// --benchmark_repetitions=5
 // --benchmark_report_aggregates_only=true
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <chrono>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "common/base/hash.h"
@@ -47,6 +51,40 @@ void Report(benchmark::State& state, uint32_t threads, double bytes, double flop
   state.counters["of_fma"] = Counter(n * flops / bench::FmaPeak(threads), Counter::kIsRate);
 }
 
+double Median(std::vector<double> v) {
+  std::nth_element(v.begin(), v.begin() + static_cast<std::ptrdiff_t>(v.size() / 2), v.end());
+  return v[v.size() / 2];
+}
+
+template <class F>
+double Seconds(F f) {
+  const auto start = std::chrono::steady_clock::now();
+  f();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Times f(weights[i]) in turns with a plain read of another of them. State must use manual time.
+template <class F>
+void BesideReads(benchmark::State& state, KernelPool* pool, const std::vector<PackedMatrix>& weights,
+                 double flops, F f) {
+  std::vector<double> seconds, rates;
+  size_t i = 0;
+  bench::ReadBandwidth(pool->threads());  // finds the way to read before anything is timed
+  for (auto _ : state) {
+    seconds.push_back(Seconds([&] { f(weights[i % weights.size()]); }));
+    state.SetIterationTime(seconds.back());
+    const PackedMatrix& other = weights[(i + weights.size() / 2) % weights.size()];
+    rates.push_back(bench::ReadRate(pool, {other.data.get(), other.bytes()}));
+    ++i;
+  }
+  const double rate = static_cast<double>(weights[0].bytes()) / Median(seconds);
+  state.counters["GB/s"] = rate * 1e-9;
+  state.counters["read_GB/s"] = Median(rates) * 1e-9;
+  state.counters["of_read"] = rate / Median(rates);
+  state.counters["GFLOP/s"] = flops / Median(seconds) * 1e-9;
+  state.counters["of_fma"] = flops / Median(seconds) / bench::FmaPeak(pool->threads());
+}
+
 void BM_Peaks(benchmark::State& state) {
   const uint32_t threads = static_cast<uint32_t>(state.range(0));
   for (auto _ : state) benchmark::DoNotOptimize(threads);
@@ -66,20 +104,18 @@ void GemmOf(benchmark::State& state, DType dtype, uint32_t out, uint32_t in) {
     weights.push_back(Matrix(dtype, out, in));
   const std::vector<float> x = Floats(rows * in);
   std::vector<float> y(rows * out);
-  size_t i = 0;
-  for (auto _ : state) {
-    Gemm(ops, &pool, weights[i++ % weights.size()], {x.data(), in, rows}, {y.data(), out, rows});
-    benchmark::ClobberMemory();
-  }
+  BesideReads(state, &pool, weights, 2.0 * static_cast<double>(rows) * out * in, [&](const PackedMatrix& w) {
+    Gemm(ops, &pool, w, {x.data(), in, rows}, {y.data(), out, rows});
+  });
   state.SetLabel(std::string(ops.name) + " " + std::string(DTypeName(dtype)));
-  Report(state, threads, static_cast<double>(weights[0].bytes()), 2.0 * static_cast<double>(rows) * out * in);
 }
 void BM_GemvBf16(benchmark::State& state) { GemmOf(state, DType::kBf16, 4096, 4096); }
 void BM_GemvF32(benchmark::State& state) { GemmOf(state, DType::kF32, 4096, 4096); }
 void BM_GemmBf16(benchmark::State& state) { GemmOf(state, DType::kBf16, 2048, 2048); }
 
-void Tables(benchmark::internal::Benchmark* b, std::vector<int64_t> rows) {
-  b->ArgNames({"table", "rows", "threads"})->UseRealTime()->Unit(benchmark::kMicrosecond);
+void Tables(benchmark::internal::Benchmark* b, std::vector<int64_t> rows, bool manual = false) {
+  b->ArgNames({"table", "rows", "threads"})->Unit(benchmark::kMicrosecond);
+  manual ? b->UseManualTime() : b->UseRealTime();
   const int64_t tables = static_cast<int64_t>(AvailableOps().size());
   for (int64_t t = tables > 2 ? 2 : 1; t < tables; ++t) {  // scalar only where there is nothing else
     for (int64_t r : rows) {
@@ -87,35 +123,50 @@ void Tables(benchmark::internal::Benchmark* b, std::vector<int64_t> rows) {
     }
   }
 }
-BENCHMARK(BM_GemvBf16)->Apply([](auto* b) { Tables(b, {1}); });
-BENCHMARK(BM_GemvF32)->Apply([](auto* b) { Tables(b, {1}); });
-BENCHMARK(BM_GemmBf16)->Apply([](auto* b) { Tables(b, {4, 8, 16, 64, 256}); });
+BENCHMARK(BM_GemvBf16)->Apply([](auto* b) { Tables(b, {1}, true); });
+BENCHMARK(BM_GemvF32)->Apply([](auto* b) { Tables(b, {1}, true); });
+BENCHMARK(BM_GemmBf16)->Apply([](auto* b) { Tables(b, {4, 8, 16, 64, 256}, true); });
 
-// Packed formats in both classes. Args: table, format, class, rows, threads. The weights' bytes repeat: what
-// they say does not change the time.
-PackedMatrix PackedOf(WeightFormat format, uint32_t out, uint32_t in) {
-  WeightSource s;
-  s.format = format;
-  s.out = out;
-  s.in = in;
-  s.group = format == WeightFormat::kFp8 ? 128 : 32;
-  s.layout = format == WeightFormat::kFp8    ? WeightSource::Layout::kPlain
-             : format <= WeightFormat::kInt4 ? WeightSource::Layout::kCompressed
-                                             : WeightSource::Layout::kGguf;
-  s.scale_type = format == WeightFormat::kFp8 ? DType::kF32 : DType::kBf16;
-  const size_t block = GgufBlockBytes(format), inputs = GranularityK(format) == 256 ? 256 : 32;
-  std::vector<std::byte> values(block > 0 ? size_t{out} * in / inputs * block
-                                          : size_t{out} * in / (format == WeightFormat::kInt4 ? 2 : 1));
-  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<std::byte>(Mix(2, i) % 0x70 + 4);
-  std::vector<std::byte> scales(format == WeightFormat::kFp8 ? size_t{out} * in / 128 / 128 * 4
-                                : block > 0                  ? 0
-                                                             : size_t{out} * in / 32 * 2,
-                                std::byte{0x3C});  // f32 and bf16 near 2^-7
-  s.values = values;
-  s.scales = scales;
-  return Pack(s).value();
+// A matrix in a checkpoint. Its bytes repeat: what they say does not change the time.
+struct Checkpoint {
+  std::vector<std::byte> values, scales;
+  WeightSource source;
+
+  Checkpoint(WeightFormat format, WeightSource::Layout layout, uint32_t out, uint32_t in) {
+    using L = WeightSource::Layout;
+    const size_t elements = size_t{out} * in;
+    source.format = format;
+    source.layout = layout;
+    source.out = layout == L::kTransposed ? in : out;
+    source.in = layout == L::kTransposed ? out : in;
+    source.group = format == WeightFormat::kFp8 ? 128 : 32;
+    source.scale_type = format == WeightFormat::kFp8 ? DType::kF32 : DType::kBf16;
+    size_t value_bytes = elements, scale_bytes = 0;
+    if (layout == L::kGguf) {
+      value_bytes = elements / (GranularityK(format) == 256 ? 256 : 32) * GgufBlockBytes(format);
+    } else if (format <= WeightFormat::kF16) {
+      value_bytes = elements * (format == WeightFormat::kF32 ? 4 : 2);
+    } else {
+      if (format != WeightFormat::kFp8 && format != WeightFormat::kInt8) value_bytes = elements / 2;
+      scale_bytes = format == WeightFormat::kFp8 ? elements / 128 / 128 * 4
+                                                 : elements / 32 * (layout == L::kGptOss ? 1 : 2);
+    }
+    values.resize(value_bytes);
+    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<std::byte>(Mix(2, i) % 0x38 + 4);
+    scales.assign(scale_bytes, std::byte{0x3C});  // f32 and bf16 near 2^-7
+    source.values = values;
+    source.scales = scales;
+  }
+  double bytes() const { return static_cast<double>(values.size() + scales.size()); }
+};
+
+WeightSource::Layout UsualLayout(WeightFormat f) {
+  return f <= WeightFormat::kFp8    ? WeightSource::Layout::kPlain
+         : f <= WeightFormat::kInt4 ? WeightSource::Layout::kCompressed
+                                    : WeightSource::Layout::kGguf;
 }
 
+// Packed formats in both classes. Args: table, format, class, rows, threads.
 void BM_Packed(benchmark::State& state) {
   constexpr uint32_t kOut = 4096, kIn = 4096;
   const Ops& ops = *FindOps(AvailableOps()[static_cast<size_t>(state.range(0))]).value();
@@ -127,30 +178,27 @@ void BM_Packed(benchmark::State& state) {
   static std::vector<PackedMatrix> weights;  // of the last format
   if (weights.empty() || weights[0].format != format) {
     weights.clear();
-    weights.push_back(PackedOf(format, kOut, kIn));
-    for (size_t bytes = weights[0].bytes(); bytes < kRotateBytes; bytes += weights[0].bytes()) {
-      PackedMatrix copy{kOut, kIn, format, weights[0].scale, AllocateAligned(weights[0].bytes())};
-      std::copy_n(weights[0].data.get(), weights[0].bytes(), copy.data.get());
-      weights.push_back(std::move(copy));
-    }
+    const Checkpoint checkpoint(format, UsualLayout(format), kOut, kIn);
+    for (size_t bytes = 0; bytes < kRotateBytes; bytes += weights[0].bytes())
+      weights.push_back(Pack(checkpoint.source).value());
   }
   const std::vector<float> x = Floats(rows * kIn);
   std::vector<float> y(rows * kOut);
-  size_t i = 0;
-  for (auto _ : state) {
-    Gemm(ops, &pool, numerics, weights[i++ % weights.size()], {x.data(), kIn, rows}, {y.data(), kOut, rows});
-    benchmark::ClobberMemory();
-  }
+  BesideReads(state, &pool, weights, 2.0 * static_cast<double>(rows) * kOut * kIn,
+              [&](const PackedMatrix& w) {
+                Gemm(ops, &pool, numerics, w, {x.data(), kIn, rows}, {y.data(), kOut, rows});
+              });
   state.SetLabel(std::string(ops.name) + " " + std::string(WeightFormatName(format)) + " " +
                  std::string(NumericsClassName(numerics)));
-  Report(state, threads, static_cast<double>(weights[0].bytes()),
-         2.0 * static_cast<double>(rows) * kOut * kIn);
 }
 void PackedCases(benchmark::internal::Benchmark* b) {
-  b->ArgNames({"table", "format", "class", "rows", "threads"})->UseRealTime()->Unit(benchmark::kMicrosecond);
+  b->ArgNames({"table", "format", "class", "rows", "threads"})
+      ->UseManualTime()
+      ->Unit(benchmark::kMicrosecond);
   const int64_t best = static_cast<int64_t>(AvailableOps().size()) - 1;
-  for (WeightFormat f : {WeightFormat::kQ8_0, WeightFormat::kQ4_0, WeightFormat::kQ4K, WeightFormat::kMxfp4,
-                         WeightFormat::kInt4, WeightFormat::kFp8, WeightFormat::kQ6K}) {
+  for (WeightFormat f : {WeightFormat::kF32, WeightFormat::kBf16, WeightFormat::kQ8_0, WeightFormat::kInt8,
+                         WeightFormat::kQ4_0, WeightFormat::kInt4, WeightFormat::kQ4_1, WeightFormat::kQ4K,
+                         WeightFormat::kQ5K, WeightFormat::kQ6K, WeightFormat::kMxfp4, WeightFormat::kFp8}) {
     for (int64_t c : {0, 1}) {
       if (c == 1 && !IsIntegerFormat(f)) continue;
       for (int64_t rows : {1, 2, 4, 8, 16, 64}) {
@@ -160,6 +208,54 @@ void PackedCases(benchmark::internal::Benchmark* b) {
   }
 }
 BENCHMARK(BM_Packed)->Apply(PackedCases);
+
+// From a checkpoint's bytes in memory to panels in fresh memory, one thread. Args: format, layout. GB/s of
+// the checkpoint's bytes.
+void BM_Pack(benchmark::State& state) {
+  const auto format = static_cast<WeightFormat>(state.range(0));
+  const auto layout = static_cast<WeightSource::Layout>(state.range(1));
+  std::vector<std::unique_ptr<Checkpoint>> all;
+  for (double bytes = 0; bytes < kRotateBytes / 2; bytes += all[0]->bytes())
+    all.push_back(std::make_unique<Checkpoint>(format, layout, 4096, 4096));
+  size_t i = 0;
+  for (auto _ : state) benchmark::DoNotOptimize(Pack(all[i++ % all.size()]->source).value());
+  constexpr std::string_view kLayouts[] = {"plain", "transposed", "compressed", "gpt-oss", "gguf"};
+  state.SetLabel(std::string(WeightFormatName(format)) + " " + std::string(kLayouts[state.range(1)]));
+  state.counters["GB/s"] = benchmark::Counter(
+      static_cast<double>(state.iterations()) * all[0]->bytes() * 1e-9, benchmark::Counter::kIsRate);
+}
+BENCHMARK(BM_Pack)->ArgNames({"format", "layout"})->Unit(benchmark::kMillisecond)->Apply([](auto* b) {
+  using L = WeightSource::Layout;
+  for (int f = 0; f <= static_cast<int>(kWeightFormatLast); ++f) {
+    const auto format = static_cast<WeightFormat>(f);
+    if (format != WeightFormat::kInt4Zero) b->Args({f, static_cast<int64_t>(UsualLayout(format))});
+  }
+  b->Args({static_cast<int64_t>(WeightFormat::kBf16), static_cast<int64_t>(L::kTransposed)});
+  b->Args({static_cast<int64_t>(WeightFormat::kMxfp4), static_cast<int64_t>(L::kGptOss)});
+});
+
+// bf16 to INT8 or INT4 at load, its error measured. Arg: the target. One thread.
+void BM_PackQuantized(benchmark::State& state) {
+  const auto target = static_cast<WeightFormat>(state.range(0));
+  Checkpoint from(WeightFormat::kBf16, WeightSource::Layout::kPlain, 4096, 4096);
+  const std::vector<float> wide = Floats(from.values.size() / 2);
+  for (size_t i = 0; i < wide.size(); ++i) {
+    const uint32_t bits = __builtin_bit_cast(uint32_t, wide[i]);
+    from.values[2 * i] = static_cast<std::byte>(bits >> 16);
+    from.values[2 * i + 1] = static_cast<std::byte>(bits >> 24);
+  }
+  QuantError error;
+  for (auto _ : state)
+    benchmark::DoNotOptimize(PackQuantized(from.source, target, DType::kF16, &error).value());
+  state.SetLabel("BF16 to " + std::string(WeightFormatName(target)));
+  state.counters["GB/s"] = benchmark::Counter(static_cast<double>(state.iterations()) * from.bytes() * 1e-9,
+                                              benchmark::Counter::kIsRate);
+}
+BENCHMARK(BM_PackQuantized)
+    ->ArgName("target")
+    ->Unit(benchmark::kMillisecond)
+    ->Arg(static_cast<int64_t>(WeightFormat::kInt8))
+    ->Arg(static_cast<int64_t>(WeightFormat::kInt4));
 
 // Rows per expert, 16 experts of hidden 2048, inter 1408 (DeepSeek-V2-Lite), bf16.
 void BM_GroupedFfn(benchmark::State& state) {

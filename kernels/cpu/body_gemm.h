@@ -44,9 +44,7 @@ LANES_FN void StoreTile(const TileArgs& t, V (&acc)[kRows][kPanels]) {
   }
 }
 
-// One or two streams do not keep enough lines in flight by the hardware's own prefetching.
-static constexpr int kPrefetchPanels = 3;
-static constexpr size_t kPrefetchBytes = 2048;
+static constexpr int kPrefetchPanels = 4;  // tiles of at most so many
 
 template <RawCode kCode, int kRows, int kPanels>
 void Tile(const TileArgs& t) {
@@ -66,7 +64,8 @@ void Tile(const TileArgs& t) {
   for (size_t k = 0; k < t.k; ++k, offset += kStep) {
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) {
-      if constexpr (kPanels <= kPrefetchPanels) __builtin_prefetch(panel[p] + offset + kPrefetchBytes);
+      if constexpr (kPanels <= kPrefetchPanels)
+        __builtin_prefetch(panel[p] + offset + kPrefetchBytes / kPanels);
       const V w = LoadPanel<kCode>(panel[p] + offset);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {

@@ -154,12 +154,10 @@ LANES_FN void StoreRows(V (&acc)[kRows][kPanels], const PackedTile& t) {
   }
 }
 
-// Two to four streams do not keep enough lines in flight by the hardware's own prefetching.
-static constexpr size_t kAheadBytes = 3072;
 // Where in a panel the lines lie that are wanted so much later: at its end, in the next ones of a tile's.
 template <int kPanels>
 LANES_FN size_t AheadOf(const RawLayout& l, size_t block) {
-  const size_t ahead = block + kAheadBytes;
+  const size_t ahead = block + kPrefetchBytes / kPanels;
   return ahead < l.panel_bytes ? ahead : ahead + (kPanels - 1) * l.panel_bytes;
 }
 LANES_FN void PrefetchLines(const char* p, size_t bytes) {

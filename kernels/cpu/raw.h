@@ -82,6 +82,9 @@ extern const RawQuantOps kAvx2Quant;
 extern const RawQuantOps kAvx512Quant;      // gemm only
 extern const RawQuantOps kAvx512VnniQuant;  // the other two
 
+// How far ahead of use the panels of a tile, all together, are fetched: one to four streams do not keep
+// enough lines in flight by the hardware's own prefetching.
+inline constexpr size_t kPrefetchBytes = 8192;
 inline constexpr uint32_t kRopeDimMax = 1024;  // per head; bounds a stack buffer
 
 }  // namespace consilium::kernels

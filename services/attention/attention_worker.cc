@@ -36,9 +36,7 @@ absl::StatusOr<std::unique_ptr<AttentionWorker>> AttentionWorker::Create(Attenti
 }
 
 absl::Status AttentionWorker::MakeBackend(BufferPool* buffers) {
-  const kernels::AttentionShape attention = spec_.attention_shape();
-  const uint64_t block_bytes =
-      spec_.layers.size() * sizeof(float) * (attention.page_k_floats() + attention.page_v_floats());
+  const uint64_t block_bytes = spec_.kv_page_bytes();
   const uint64_t blocks = (uint64_t{options_.kv_mb} << 20) / block_bytes;
   if (blocks < 1) {
     return InvalidArgument("--kv-mb " + std::to_string(options_.kv_mb) +

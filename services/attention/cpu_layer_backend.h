@@ -12,7 +12,9 @@
 // norms on a and FFN; residual_scale on them; sigmoid(shared_gate · h2) on FFN_shared; gate weight · h2 as
 // the row that experts read (Llama-4; weight 1 in the sum then); logit_scale. With sandwich norms or
 // residual_scale the MoE sum is made against 0 first and added then. Latent attention runs absorbed at every
-// position, prompt or decode, so that both give the same bits.
+// position, prompt or decode, so that both give the same bits. A short convolution in attention's place:
+// [B | C | X] = in · h; v = B * X, kept in the token's slot of its page; s = 0, then s = s + w_t * v over the
+// last taps' tokens, oldest first, product and sum rounded apart; + bias; a = out · (C * s).
 // Class i8g32: every product above with a matrix of integers quantises its rows first; experts then read h2
 // quantised once (NumericsChoice::integer_rows). The two halves of kv_b, the embedding and all else are as in
 // f32.

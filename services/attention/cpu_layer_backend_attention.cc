@@ -26,44 +26,30 @@ CpuAttention::CpuAttention(const ModelSpec& spec, const kernels::Ops& ops, kerne
       pool_(pool),
       shape_(spec.attention_shape()),
       kv_blocks_(kv_blocks) {
-  for (size_t i = 0; i < spec.layers.size(); ++i) {
-    k_arena_.push_back(kernels::AllocateAligned(kv_blocks * shape_.page_k_floats() * sizeof(float)));
-    v_arena_.push_back(kernels::AllocateAligned(kv_blocks * shape_.page_v_floats() * sizeof(float)));
+  for (uint32_t i = 0; i < spec.layers.size(); ++i) {
+    const ModelSpec::KvPageFloats page = spec.kv_page_floats(i);
+    arenas_.push_back({kernels::AllocateAligned(kv_blocks * page.all() * sizeof(float)), page});
   }
-}
-
-float* CpuAttention::KPage(uint32_t layer, KvBlockId block) const {
-  return reinterpret_cast<float*>(k_arena_[layer].get()) + block.value * shape_.page_k_floats();
-}
-float* CpuAttention::VPage(uint32_t layer, KvBlockId block) const {
-  return reinterpret_cast<float*>(v_arena_[layer].get()) + block.value * shape_.page_v_floats();
 }
 
 void CpuAttention::ZeroBlock(KvBlockId block) {
   CHECK(block.value < kv_blocks_);
-  for (uint32_t i = 0; i < spec_.layers.size(); ++i) {
-    std::memset(KPage(i, block), 0, shape_.page_k_floats() * sizeof(float));
-    std::memset(VPage(i, block), 0, shape_.page_v_floats() * sizeof(float));
-  }
-}
-
-size_t CpuAttention::block_bytes() const {
-  return spec_.layers.size() * (shape_.page_k_floats() + shape_.page_v_floats()) * sizeof(float);
+  for (uint32_t i = 0; i < arenas_.size(); ++i) std::fill_n(KPage(i, block), arenas_[i].page.all(), 0.0f);
 }
 
 void CpuAttention::ExportBlock(KvBlockId block, std::byte* out) const {
-  const size_t k = shape_.page_k_floats() * sizeof(float), v = shape_.page_v_floats() * sizeof(float);
-  for (uint32_t i = 0; i < spec_.layers.size(); ++i, out += k + v) {
-    std::memcpy(out, KPage(i, block), k);
-    std::memcpy(out + k, VPage(i, block), v);
+  for (uint32_t i = 0; i < arenas_.size(); ++i) {
+    const size_t bytes = arenas_[i].page.all() * sizeof(float);
+    std::memcpy(out, KPage(i, block), bytes);
+    out += bytes;
   }
 }
 
-void CpuAttention::ImportBlock(KvBlockId block, const std::byte* bytes) {
-  const size_t k = shape_.page_k_floats() * sizeof(float), v = shape_.page_v_floats() * sizeof(float);
-  for (uint32_t i = 0; i < spec_.layers.size(); ++i, bytes += k + v) {
-    std::memcpy(KPage(i, block), bytes, k);
-    std::memcpy(VPage(i, block), bytes + k, v);
+void CpuAttention::ImportBlock(KvBlockId block, const std::byte* in) {
+  for (uint32_t i = 0; i < arenas_.size(); ++i) {
+    const size_t bytes = arenas_[i].page.all() * sizeof(float);
+    std::memcpy(KPage(i, block), in, bytes);
+    in += bytes;
   }
 }
 
@@ -118,7 +104,9 @@ void CpuAttention::Run(uint32_t layer, const CpuLayerWeights& w, const FlightBat
       v_pages_[page++] = VPage(layer, block);
     }
   }
-  if (spec_.mla_attention) {
+  if (spec_.layers[layer].mixer == Mixer::kShortConv) {
+    RunShortConv(layer, w, batch, h);
+  } else if (spec_.mla_attention) {
     RunMla(w, batch, h);
     TuneQueries(layer, batch, Rows{q_absorbed_.data(), size_t{shape_.q_heads} * shape_.k_dim, h.count});
     WriteAndAttend(layer, w, batch, k_.data(), v_.data(), q_absorbed_.data());

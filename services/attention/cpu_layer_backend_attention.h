@@ -1,5 +1,6 @@
-// Attention of one layer for all rows of a flight, over the paged KV arena of this backend. Rows of several
-// sequences, prompt and decode, in any order; keys and values of all rows are written before any row reads.
+// Attention, or what a layer has in its place, for all rows of a flight, over the paged KV arena of this
+// backend. Rows of several sequences, prompt and decode, in any order; what all rows keep is written before
+// any row reads.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -23,14 +24,14 @@ class CpuAttention {
   // Once for a flight's stage, before Run: tables of page pointers and rotary rows up to the highest
   // position.
   void Prepare(const FlightBatch& batch);
-  // out[r] = attention(h[r]) of `layer`, [rows, H]; writes the layer's keys and values of the rows.
+  // out[r] = attention(h[r]) of `layer`, [rows, H]; writes the layer's part of the rows' pages.
   void Run(uint32_t layer, const CpuLayerWeights& w, const FlightBatch& batch, kernels::ConstRows h,
            kernels::Rows out);
 
   void ZeroBlock(KvBlockId block);
-  size_t block_bytes() const;  // of one page of all layers
+  size_t block_bytes() const { return spec_.kv_page_bytes(); }
   void ExportBlock(KvBlockId block, std::byte* out) const;
-  void ImportBlock(KvBlockId block, const std::byte* bytes);
+  void ImportBlock(KvBlockId block, const std::byte* in);
 
  private:
   void RunGqa(uint32_t layer, const CpuLayerWeights& w, const FlightBatch& batch, kernels::ConstRows h);
@@ -41,6 +42,8 @@ class CpuAttention {
   // Multiplies queries by their position's factor on layers that tune them.
   void TuneQueries(uint32_t layer, const FlightBatch& batch, kernels::Rows q);
   void RunMla(const CpuLayerWeights& w, const FlightBatch& batch, kernels::ConstRows h);
+  // In cpu_layer_backend_conv.cc.
+  void RunShortConv(uint32_t layer, const CpuLayerWeights& w, const FlightBatch& batch, kernels::ConstRows h);
   // Writes k, v of every row, then attends q -> attended_.
   void WriteAndAttend(uint32_t layer, const CpuLayerWeights& w, const FlightBatch& batch, const float* k,
                       const float* v, const float* q);
@@ -60,8 +63,16 @@ class CpuAttention {
   const float* Sin(const FlightBatch& batch, const FlightRow& row) const {
     return TableOf(batch, row).sin.data() + size_t{row.position} * (spec_.rope.dims / 2);
   }
-  float* KPage(uint32_t layer, KvBlockId block) const;
-  float* VPage(uint32_t layer, KvBlockId block) const;
+  // A page of a layer: its keys, then its values.
+  struct LayerArena {
+    kernels::AlignedBytes bytes;  // [kv_blocks][page floats]
+    ModelSpec::KvPageFloats page;
+  };
+  float* KPage(uint32_t layer, KvBlockId block) const {
+    const LayerArena& arena = arenas_[layer];
+    return reinterpret_cast<float*>(arena.bytes.get()) + block.value * arena.page.all();
+  }
+  float* VPage(uint32_t layer, KvBlockId block) const { return KPage(layer, block) + arenas_[layer].page.k; }
 
   const ModelSpec& spec_;
   const kernels::Ops& ops_;
@@ -69,14 +80,14 @@ class CpuAttention {
   KernelPool* const pool_;
   const kernels::AttentionShape shape_;
   const uint32_t kv_blocks_;
-  std::vector<kernels::AlignedBytes> k_arena_, v_arena_;  // per layer: [kv_blocks][page floats]
+  std::vector<LayerArena> arenas_;  // per layer
   RopeTable tables_[2];
   // Workspaces, grown to the largest flight seen and kept.
-  std::vector<float> q_low_, q_low_normed_, q_, q_absorbed_, kv_, k_, v_, attended_, expanded_;
+  std::vector<float> q_low_, q_low_normed_, q_, q_absorbed_, kv_, k_, v_, attended_, expanded_, conv_in_;
   std::vector<const float*> k_pages_, v_pages_;
   std::vector<size_t> first_page_;  // per sequence: index into k_pages_
   std::vector<kernels::AttentionRow> rows_;
-  const float* context_ = nullptr;  // what o_proj reads, [rows, heads * v_dim]
+  const float* context_ = nullptr;  // what o_proj reads, [rows, heads * v_dim]; of a convolution [rows, H]
 };
 
 // Calls f(row, thread) for every row; on the pool only when the work is worth a hand-over.

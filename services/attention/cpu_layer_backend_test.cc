@@ -44,7 +44,7 @@ class CpuLayerBackendTest : public ::testing::Test {
  protected:
   void Open(CpuLayerOptions options = {}) {
     greedy_.temperature = 0;
-    ASSERT_TRUE(WriteTinyCheckpoint(TinyConfig{}, folder_.path() + "/m").ok());
+    ASSERT_TRUE(WriteTinyCheckpoint(config_, folder_.path() + "/m").ok());
     spec_ = *ReadModelSpec(folder_.path() + "/m");
     manifest_ = *OpenManifest(folder_.path() + "/m", "");
     const auto store = OpenFolderStore(manifest_);
@@ -82,7 +82,27 @@ class CpuLayerBackendTest : public ::testing::Test {
     return got;
   }
 
+  // From start to samples, all experts answering zeros.
+  StageOut Walk(const FlightBatch& batch) {
+    StageOut out = RunInline(Job(StageKind::kStart, batch));
+    while (!out.finished) {
+      RunInline(Job(StageKind::kShared, batch));
+      out = RunInline(Job(StageKind::kCombine, batch));
+    }
+    return out;
+  }
+  void ExpectWarmStagesToAllocateTheSampleResultsOnly() {
+    Open();
+    FlightBatch batch;
+    Fill(&batch, 5);
+    Walk(batch);
+    const uint64_t before = g_allocations;
+    Walk(batch);
+    EXPECT_EQ(g_allocations - before, 1u);  // StageOut::samples
+  }
+
   TemporaryFolder folder_;
+  TinyConfig config_;
   ModelSpec spec_;
   Manifest manifest_;
   BufferPool buffers_;
@@ -210,20 +230,42 @@ TEST_F(CpuLayerBackendTest, RunsWorkAndCompletionsWhereItIsTold) {
 }
 
 TEST_F(CpuLayerBackendTest, WarmStagesAllocateTheSampleResultsOnly) {
+  ExpectWarmStagesToAllocateTheSampleResultsOnly();
+}
+
+TEST_F(CpuLayerBackendTest, WarmStagesWithShortConvolutionsToo) {
+  config_.family = TinyConfig::Family::kLfm2Moe;
+  ExpectWarmStagesToAllocateTheSampleResultsOnly();
+}
+
+TEST_F(CpuLayerBackendTest, AShortConvolutionKeepsOneVectorATokenInItsPages) {
+  config_.family = TinyConfig::Family::kLfm2Moe;
   Open();
-  FlightBatch batch;
-  Fill(&batch, 5);
-  const auto walk = [&] {
-    StageOut out = RunInline(Job(StageKind::kStart, batch));
-    while (!out.finished) {
-      RunInline(Job(StageKind::kShared, batch));
-      out = RunInline(Job(StageKind::kCombine, batch));
-    }
-  };
-  walk();
-  const uint64_t before = g_allocations;
-  walk();
-  EXPECT_EQ(g_allocations - before, 1u);  // StageOut::samples
+  // Two layers of three; the other one has a key and a value of 16 lanes.
+  EXPECT_EQ(backend_->kv_bytes(), 8u * 16 * (32 + (16 + 16) + 32) * 4);
+  std::vector<std::byte> bytes;
+  ASSERT_TRUE(backend_->ExportBlock(KvBlockId(7), &bytes).ok());
+  EXPECT_EQ(bytes.size() * 8, backend_->kv_bytes());
+}
+
+// The first rows behind a shared page read the last tokens of that page.
+TEST_F(CpuLayerBackendTest, ASharedPageServesShortConvolutionsOfBothSequences) {
+  config_.family = TinyConfig::Family::kLfm2Moe;
+  Open();
+  FlightBatch whole;
+  Fill(&whole, 18);
+  whole.samples[0].top_logprobs = 20;
+  const auto want = Walk(whole).samples[0].top;
+  const std::vector<KvBlockId> blocks = {blocks_[0], KvBlockId(5)};
+  FlightBatch rest;
+  Fill(&rest, 18);
+  rest.sequences[0].blocks = blocks;
+  rest.rows.erase(rest.rows.begin(), rest.rows.begin() + 16);
+  rest.fresh_blocks = {KvBlockId(5)};
+  rest.samples[0].row = 1;
+  rest.samples[0].top_logprobs = 20;
+  slots_.resize(rest.rows.size() * spec_.gate.top_k);
+  EXPECT_EQ(Walk(rest).samples[0].top, want);
 }
 
 }  // namespace

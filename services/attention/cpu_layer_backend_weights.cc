@@ -52,7 +52,7 @@ class Loader {
       RETURN_IF_ERROR(Norm("attention_out_norm", &w->attention_out_norm));
       RETURN_IF_ERROR(Norm("ffn_out_norm", &w->ffn_out_norm));
     }
-    RETURN_IF_ERROR(spec_.mla_attention ? Mla(w) : Gqa(w));
+    RETURN_IF_ERROR(layer.mixer == Mixer::kShortConv ? ShortConv(w) : spec_.mla_attention ? Mla(w) : Gqa(w));
     RETURN_IF_ERROR(Matrix("o", &w->o));
     w->ffn.activation = spec_.activation;
     w->ffn.alpha = spec_.swiglu_alpha;
@@ -105,6 +105,19 @@ class Loader {
     RETURN_IF_ERROR(Matrix("kv_a", &w->kv_a));
     RETURN_IF_ERROR(Vector("kv_a_norm", &w->kv_a_norm));
     return SplitKvB(w);
+  }
+
+  absl::Status ShortConv(CpuLayerWeights* w) {
+    RETURN_IF_ERROR(Matrix("conv_in", &w->conv_in));
+    std::vector<float> by_channel;  // [H][taps]
+    RETURN_IF_ERROR(Vector("conv", &by_channel));
+    const size_t taps = spec_.short_conv.taps, width = spec_.hidden;
+    w->conv.resize(by_channel.size());
+    for (size_t i = 0; i < by_channel.size(); ++i) w->conv[i % taps * width + i / taps] = by_channel[i];
+    if (!spec_.short_conv.bias) return absl::OkStatus();
+    RETURN_IF_ERROR(Vector("conv_in_bias", &w->conv_in_bias));
+    RETURN_IF_ERROR(Vector("conv_bias", &w->conv_bias));
+    return Vector("o_bias", &w->o_bias);
   }
 
   absl::Status SplitKvB(CpuLayerWeights* w) {

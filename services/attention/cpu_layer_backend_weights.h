@@ -29,12 +29,16 @@ struct CpuLayerWeights {
   std::vector<float> q_a_norm, kv_a_norm;
   std::vector<kernels::PackedMatrix> absorb_k;  // per head: [kv_lora, nope]
   std::vector<kernels::PackedMatrix> expand_v;  // per head: [v_dim, kv_lora]
-  kernels::PackedMatrix o;
-  kernels::FfnWeights ffn;              // dense FFN, or the shared experts (may be empty)
-  kernels::PackedMatrix gate;           // [E, H]
-  std::vector<float> gate_bias;         // [E], choice only
-  std::vector<float> gate_weight_bias;  // [E], part of the logits; empty: none
-  kernels::PackedMatrix shared_gate;    // [1, H]; empty: none
+  // Short convolution.
+  kernels::PackedMatrix conv_in;               // [3 H, H]
+  std::vector<float> conv;                     // [taps][H], the oldest token's first
+  std::vector<float> conv_in_bias, conv_bias;  // [3 H], [H]; empty: none
+  kernels::PackedMatrix o;                     // of every kind
+  kernels::FfnWeights ffn;                     // dense FFN, or the shared experts (may be empty)
+  kernels::PackedMatrix gate;                  // [E, H]
+  std::vector<float> gate_bias;                // [E], choice only
+  std::vector<float> gate_weight_bias;         // [E], part of the logits; empty: none
+  kernels::PackedMatrix shared_gate;           // [1, H]; empty: none
 };
 
 struct CpuDenseWeights {

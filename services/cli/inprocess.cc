@@ -133,7 +133,7 @@ class System {
   absl::Status AddShard() {
     ExpertHostOptions o;
     o.model = options_.model;
-    o.state_dir = options_.state_dir;
+    o.state_dir = options_.state_dir + "/model";
     o.ops = options_.ops;
     o.numerics = options_.numerics;
     o.threads = options_.threads;
@@ -159,7 +159,7 @@ class System {
     std::vector<PlanExpert> experts;
     uint32_t layers = 0, width = 0;
     for (const ExpertEntry& e : manifest.experts) {
-      experts.push_back({e.layer, e.expert, e.bytes(), 0, {}, {}});
+      experts.push_back({e.layer, e.expert, shards_[0].host->numerics().ExpertBytes(e), 0, {}, {}});
       layers = std::max<uint32_t>(layers, e.layer.value + 1u);
       width = std::max<uint32_t>(width, e.expert.value + 1u);
     }
@@ -184,7 +184,7 @@ class System {
     AttentionWorkerOptions o;
     o.name = "attention-" + std::to_string(index);
     o.model = options_.model;
-    o.state_dir = options_.state_dir;
+    o.state_dir = options_.state_dir + "/model";
     o.ops = options_.ops;
     o.numerics = options_.numerics;
     o.threads = options_.threads;
@@ -208,7 +208,9 @@ class System {
   }
 
   absl::Status OpenDoors() {
-    ASSIGN_OR_RETURN(gateway::ModelInfo model, gateway::LoadModelInfo(options_.model, options_.model_name));
+    ASSIGN_OR_RETURN(gateway::ModelInfo model,
+                     gateway::LoadModelInfo(options_.model, options_.model_name,
+                                            {options_.tool_parser, options_.reasoning_parser}));
     model.created = static_cast<int64_t>(std::time(nullptr));
     gateway::GatewayOptions o;
     o.api_keys = options_.api_keys;

@@ -78,20 +78,22 @@ std::vector<std::string> Supervisor::Command(const Child& child) const {
                                    "--log-format",
                                    options_.log_format};
   const auto push = [&argv](std::initializer_list<std::string> more) { argv.insert(argv.end(), more); };
-  const std::string own_state = options_.state_dir + "/" + info.name;
   if (info.role == "controller") {
-    push({"--state-dir", own_state, "--replicas", text(options_.replicas), "--lease-ms",
-          text(options_.lease_ms), "--expected-shards", text(options_.experts)});
+    push({"--state-dir", options_.state_dir + "/" + info.name, "--replicas", text(options_.replicas),
+          "--lease-ms", text(options_.lease_ms), "--expected-shards", text(options_.experts)});
     return argv;
   }
   push({"--name", info.name, "--controller", children_.front().info.address, "--model", options_.model});
   if (info.role == "gateway") {
-    push({"--model-name", options_.model_name});
+    push({"--model-name", options_.model_name, "--tool-parser", options_.tool_parser, "--reasoning-parser",
+          options_.reasoning_parser});
     if (!key_file_.empty()) push({"--api-key-file", key_file_});
     return argv;
   }
-  push({"--state-dir", own_state, "--threads", text(options_.threads), "--ops", options_.ops, "--numerics",
-        options_.numerics.numerics, "--weights-as", options_.numerics.weights_as});
+  // One folder: who starts first hashes the model for all.
+  push({"--state-dir", options_.state_dir + "/model", "--threads", text(options_.threads), "--ops",
+        options_.ops, "--numerics", options_.numerics.numerics, "--weights-as",
+        options_.numerics.weights_as});
   if (info.role == "expert") {
     push({"--capacity-mb", text(options_.capacity_mb)});
   } else {
@@ -221,7 +223,6 @@ absl::Status Supervisor::Start() {
   for (Child& child : children_) {  // logs of the last run are kept once
     std::error_code ignored;
     fs::rename(child.log_path, child.log_path + ".1", ignored);
-    fs::create_directories(options_.state_dir + "/" + child.info.name, ignored);
   }
 
   const MonoTime begin = NowUs();

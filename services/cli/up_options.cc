@@ -18,6 +18,9 @@ void UpOptions::AddTo(Options* o) {
   o->Add(&attention, "attention", "attention workers", 1u, 64u);
   o->Add(&experts, "experts", "expert shards", 1u, 256u);
   o->Add(&replicas, "replicas", "copies of each expert, on different shards", 1u, 64u);
+  o->Add(&tool_parser, "tool-parser", "format of the model's tool calls; names: consilium-gateway --help");
+  o->Add(&reasoning_parser, "reasoning-parser",
+         "format of the model's reasoning; auto: by its chat template");
   o->Add(&host, "host", "address of the HTTP API; all else stays on loopback");
   o->Add(&port, "port", "port of the HTTP API; 0: any free port", 0u, 65535u);
   o->Add(&state_dir, "state-dir", "logs and processes.json; empty: $XDG_STATE_HOME/consilium, else ./state");

@@ -16,6 +16,7 @@ struct UpOptions {
   uint32_t attention = 1;  // attention workers
   uint32_t experts = 3;    // expert shards
   uint32_t replicas = 1;   // copies of each expert
+  std::string tool_parser = "auto", reasoning_parser = "auto";
   std::string host = "127.0.0.1";
   uint32_t port = 8080;  // of the gateway; 0: any free port
   std::string state_dir;

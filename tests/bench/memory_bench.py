@@ -3,7 +3,8 @@
 
 Questions, formulas, bounds (figures: docs/benchmarks):
   memory  VmHWM of each process after it is ready, and after prompts and answers went through it.
-          Bounds: shard <= bytes of its experts + 10 % + 100 MB; attention <= bytes of all else + 10 % + 100 MB.
+          Bounds: shard <= bytes of its experts + 10 % + 100 MB; attention <= bytes of all else + 10 % + 100 MB. Bytes as
+          stored; with --weights-as those that the shard says it holds (consilium_expert_loaded_bytes).
           The attention worker's KV pages (--kv-mb, here 16) are within the 100 MB.
   time    from exec to /readyz, with the files' pages dropped from the page cache before each start (cold) and not (warm).
           Bound: bytes / disk bandwidth + 1 s; bandwidth: preads of the same cold files by as many threads as there are cores,
@@ -101,15 +102,16 @@ class Service:
         self.ports.unlink(missing_ok=True)
         self.log = open(state / f"{program}.log", "wb")
         self.begin = time.perf_counter()
-        self.process = subprocess.Popen([str(cluster.BIN / program), "--port-file", str(self.ports), *flags], stdin=subprocess.DEVNULL,
-                                        stdout=self.log, stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen([str(cluster.BIN / program), "--port-file", str(self.ports), *flags],
+                                        stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT)
         cluster.wait_until(self.has_ports, 600, f"{program} listens; see {self.log.name}")
         words = self.ports.read_text().split()
         self.listen, self.admin = words[1], words[3]
 
     def has_ports(self):
         if self.process.poll() is not None:
-            sys.exit(f"memory_bench: ended with {self.process.returncode}:\n" + pathlib.Path(self.log.name).read_text()[-2000:])
+            end = pathlib.Path(self.log.name).read_text()[-2000:]
+            sys.exit(f"memory_bench: {self.log.name} ended with {self.process.returncode}:\n{end}")
         return self.ports.exists()
 
     def ready(self):
@@ -141,8 +143,8 @@ def verdict(value, bound, unit, digits):
 def use(gateway):
     """Prompts of a few hundred tokens and answers, several at a time."""
     name = api.call(gateway, "GET", "/v1/models")[1]["data"][0]["id"]
-    requests = [api.Request("/v1/completions", {"model": name, "prompt": [(7 * i + j) % 256 for j in range(300)], "max_tokens": 16,
-                                                "ignore_eos": True}, False) for i in range(8)]
+    requests = [api.Request("/v1/completions", {"model": name, "prompt": [(7 * i + j) % 256 for j in range(300)],
+                                                "max_tokens": 16, "ignore_eos": True}, False) for i in range(8)]
     api.all_at_once(gateway, requests)
 
 
@@ -223,9 +225,12 @@ class Bench:
                           attention.listen)
         gateway.ready()
         use("http://" + gateway.listen)
+        sizes = dict(self.sizes)
+        if any(flag.startswith("--weights-as") for flag in self.flags):
+            sizes[EXPERT] = cluster.Cluster.metrics_of({"admin": shard.admin})["consilium_expert_loaded_bytes"]
         print("\n| process | peak RSS when ready | after use | bound | |\n|---|---|---|---|---|")
         for service, program in ((shard, EXPERT), (attention, ATTENTION)):
-            bound = self.sizes[program] * 1.1 + 100e6
+            bound = sizes[program] * 1.1 + 100e6
             print(f"| {program} | {ready[program] / 1e6:.0f} MB | {verdict(service.peak() / 1e6, bound / 1e6, 'MB', 0)} |")
         for service in (gateway, attention, shard):
             service.stop()

@@ -1,4 +1,4 @@
-// libFuzzer target: cmake -DCONSILIUM_FUZZ=ON with clang, then build/bin/config_fuzz tests/fuzz/corpus/config
+// libFuzzer target; scripts/fuzz config builds and runs it.
 #include "tests/fuzz/model_targets.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

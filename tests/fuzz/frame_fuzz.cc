@@ -1,5 +1,4 @@
-// libFuzzer target of the frame codec: cmake -DCONSILIUM_FUZZ=ON with clang, then
-//   build/bin/frame_fuzz tests/fuzz/corpus/frames
+// libFuzzer target; scripts/fuzz frame builds and runs it.
 #include "tests/fuzz/frame_target.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

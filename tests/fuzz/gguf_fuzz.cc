@@ -1,4 +1,4 @@
-// libFuzzer target: cmake -DCONSILIUM_FUZZ=ON with clang, then build/bin/gguf_fuzz tests/fuzz/corpus/gguf
+// libFuzzer target; scripts/fuzz gguf builds and runs it.
 #include "tests/fuzz/model_targets.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

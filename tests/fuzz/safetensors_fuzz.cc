@@ -1,5 +1,4 @@
-// libFuzzer target: cmake -DCONSILIUM_FUZZ=ON with clang, then build/bin/safetensors_fuzz
-// tests/fuzz/corpus/safetensors
+// libFuzzer target; scripts/fuzz safetensors builds and runs it.
 #include "tests/fuzz/model_targets.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

@@ -1,5 +1,4 @@
-// libFuzzer target: cmake -DCONSILIUM_FUZZ=ON with clang, then build/bin/tokenizer_fuzz
-// tests/fuzz/corpus/tokenizer
+// libFuzzer target; scripts/fuzz tokenizer builds and runs it.
 #include "tests/fuzz/tokenizer_target.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

@@ -53,9 +53,11 @@ class Oracle {
       prefix_ = "layers." + std::to_string(layer) + ".";
       std::vector<Vec> h;
       for (const Vec& row : x) h.push_back(Norm(row, "input_norm", spec_.norm_eps));
-      const std::vector<Vec> a = spec_.mla_attention ? Mla(h) : Gqa(h);
+      const bool convolves = spec_.layers[layer].mixer == Mixer::kShortConv;
+      const std::vector<Vec> a = convolves ? ShortConv(h) : spec_.mla_attention ? Mla(h) : Gqa(h);
       for (size_t t = 0; t < x.size(); ++t) {
         Add(&x[t], Read("o").Times(a[t].data()), 1);
+        if (convolves && spec_.short_conv.bias) Add(&x[t], Read("o_bias").values, 1);
         const Vec h2 = Norm(x[t], "post_norm", spec_.norm_eps);
         Add(&x[t], spec_.layers[layer].ffn == FfnKind::kDense ? Mlp("dense", h2) : Moe(layer, h2), 1);
       }
@@ -74,7 +76,7 @@ class Oracle {
   Matrix Decode(const TensorInfo& t) {
     std::vector<std::byte> bytes(t.range.length);
     CHECK(store_->Read(t.range, bytes).ok());
-    Matrix m{t.shape[0], t.shape.size() > 1 ? t.shape[1] : 1, {}};
+    Matrix m{t.shape[0], t.elements() / t.shape[0], {}};
     for (size_t i = 0; i < m.rows * m.columns; ++i) {
       if (t.dtype == DType::kF32) {
         float v;
@@ -155,7 +157,8 @@ class Oracle {
       if (parts.empty()) {
         for (const TensorInfo& t : e->parts) parts.push_back(Decode(t));
       }
-      Add(&y, Gated(parts[0], parts[1], parts[2], x), score[order[i]] / (g.renormalize ? sum : 1) * g.scale);
+      Add(&y, Gated(parts[0], parts[1], parts[2], x),
+          score[order[i]] / (g.renormalize ? sum + g.renormalize_epsilon : 1) * g.scale);
     }
     if (spec_.layers[layer].shared_inter > 0) Add(&y, Mlp("shared", x), 1);
     return y;
@@ -201,14 +204,34 @@ class Oracle {
       for (size_t t = 0; t < h.size(); ++t) {
         keys.push_back(Slice(Read("k").Times(h[t].data()), kv * g.head_dim, g.head_dim));
         values.push_back(Slice(Read("v").Times(h[t].data()), kv * g.head_dim, g.head_dim));
+        if (g.qk_norm == QkNorm::kHead) keys[t] = Norm(keys[t], "k_norm", spec_.norm_eps);
         Rope(keys[t].data(), t);
       }
       for (size_t t = 0; t < h.size(); ++t) {
         Vec q = Slice(Read("q").Times(h[t].data()), head * g.head_dim, g.head_dim);
+        if (g.qk_norm == QkNorm::kHead) q = Norm(q, "q_norm", spec_.norm_eps);
         Rope(q.data(), t);
         const Vec y = Attend(q, keys, values, t, spec_.layers[layer_].window,
                              1 / std::sqrt(static_cast<double>(g.head_dim)));
         out[t].insert(out[t].end(), y.begin(), y.end());
+      }
+    }
+    return out;
+  }
+
+  std::vector<Vec> ShortConv(const std::vector<Vec>& h) {
+    const size_t width = spec_.hidden, taps = spec_.short_conv.taps;
+    const Matrix& weights = Read("conv");  // [H, taps]
+    std::vector<Vec> in, out;
+    for (size_t t = 0; t < h.size(); ++t) {
+      in.push_back(Read("conv_in").Times(h[t].data()));
+      if (spec_.short_conv.bias) Add(&in[t], Read("conv_in_bias").values, 1);
+      out.emplace_back(width);
+      for (size_t i = 0; i < width; ++i) {
+        double sum = spec_.short_conv.bias ? Read("conv_bias").values[i] : 0;
+        for (size_t back = 0; back < taps && back <= t; ++back)
+          sum += weights.values[(i + 1) * taps - 1 - back] * in[t - back][i] * in[t - back][2 * width + i];
+        out[t][i] = in[t][width + i] * sum;
       }
     }
     return out;

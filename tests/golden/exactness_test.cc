@@ -32,6 +32,7 @@ class Exactness : public ::testing::TestWithParam<Case> {
     for (float v : expected_) ASSERT_TRUE(std::isfinite(v));
   }
   std::unique_ptr<LocalDecoder> Open(LocalDecoderOptions options = {}) {
+    options.numerics = GetParam().numerics;
     auto decoder = LocalDecoder::Open(dir_, std::move(options));
     CHECK_MSG(decoder.ok(), ToString(decoder.status()));
     return *std::move(decoder);

@@ -216,6 +216,20 @@ def minimax_m2(w, m):
     w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
 
 
+def llama4(w, m):
+    w.add_feed_forward_length(m.get("intermediate_size_mlp"))
+    w.add_vocab_size(m.get("vocab_size"))
+    w.add_rope_dimension_count(head_dim(m))
+    w.add_interleave_moe_layer_step(m.get("interleave_moe_layer_step"))
+    w.add_expert_feed_forward_length(m.get("intermediate_size"))
+    # llama3 scaling comes as what each frequency is divided by.
+    lanes = np.arange(0, head_dim(m), 2, dtype=np.float32) / np.float32(head_dim(m))
+    wave = 2 * np.pi * np.float32(m.rope("rope_theta")) ** lanes
+    old, factor = m.rope("original_max_position_embeddings"), m.rope("factor")
+    assert m.rope("low_freq_factor") == m.rope("high_freq_factor") == 1
+    w.add_tensor("rope_freqs.weight", np.where(wave > old, factor, 1).astype(np.float32))
+
+
 def grok(w, m):
     w.add_attn_logit_softcapping(m.get("max_attn_value"))
     w.add_router_logit_softcapping(30.0)
@@ -279,6 +293,22 @@ def absorbed_tensors(m, name, data):
 
 def ernie_tensors(m, name, data):
     yield name, data.reshape(-1) if name.endswith("e_score_correction_bias") else data
+
+
+def llama4_tensors(m, name, data):
+    """Stacks lie as [experts, in, out] in the folder; vision is left out."""
+    if name.startswith(("vision_model.", "multi_modal_projector.")):
+        return
+    name = name.removeprefix("language_model.")
+    layer = re.search(r"layers\.(\d+)\.", name)
+    if name.endswith("experts.gate_up_proj"):
+        gate, up = np.split(data.swapaxes(1, 2), 2, axis=1)
+        yield f"=blk.{layer[1]}.ffn_gate_exps.weight", gate
+        yield f"=blk.{layer[1]}.ffn_up_exps.weight", up
+    elif name.endswith("experts.down_proj"):
+        yield name + ".weight", data.swapaxes(1, 2)
+    else:
+        yield name, data
 
 
 def dbrx_tensors(m, name, data):
@@ -384,6 +414,7 @@ ARCHITECTURES = {
     "gguf_hunyuan_moe": ("hunyuan_v1_moe", ARCH.HUNYUAN_MOE, hunyuan, plain, write_common),
     "gguf_minimax_m2": ("minimax_m2", ARCH.MINIMAXM2, minimax_m2, plain, write_common),
     "gguf_dbrx": ("dbrx", ARCH.DBRX, lambda w, m: None, dbrx_tensors, write_dbrx),
+    "gguf_llama4": ("llama4", ARCH.LLAMA4, llama4, llama4_tensors, write_common),
     "gguf_grok": ("grok1", ARCH.GROK, grok, grok_tensors, write_common),
 }  # fmt: skip
 

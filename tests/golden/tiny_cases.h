@@ -2,6 +2,7 @@
 #pragma once
 #include <vector>
 
+#include "common/model/numerics_choice.h"
 #include "common/testing/tiny_checkpoint.h"
 
 namespace consilium {
@@ -11,6 +12,7 @@ struct Case {
   TinyConfig config;
   bool demo = false;
   const char* golden = nullptr;  // a folder beside this file instead
+  NumericsFlags numerics = {};
 };
 
 inline Case Tiny(const char* name, auto change) {
@@ -52,17 +54,37 @@ inline std::vector<Case> TinyCases() {
              c->hidden = 40, c->heads = 5, c->kv_heads = 5, c->head_dim = 8, c->experts = 3, c->top_k = 3;
              c->rope_scaling = R"({"type":"linear","factor":2})";
            }),
+      Tiny("lfm2_bias",
+           [](TinyConfig* c) {
+             c->family = TinyConfig::Family::kLfm2Moe;
+             c->dtype = DType::kF32;
+             c->hidden = 33, c->layers = 4, c->heads = 3, c->head_dim = 10, c->taps = 5, c->conv_bias = true;
+             c->experts = 7, c->top_k = 3, c->expert_inter = 13;
+           }),
+      // Taps reach over three pages.
+      Tiny("lfm2_long",
+           [](TinyConfig* c) {
+             c->family = TinyConfig::Family::kLfm2Moe;
+             c->hidden = 40, c->kv_heads = 2, c->taps = 35, c->dense_layers = 0, c->tied = true;
+           }),
   };
 }
 
-// The same and one golden folder for each attention and gate kind.
+// The same, one golden folder for each attention and gate kind, and class i8g32 in each integer format.
 inline std::vector<Case> ExactCases() {
   std::vector<Case> cases = TinyCases();
   for (const char* folder : {"dbrx", "deepseek_v2", "ernie4_5_moe", "glm4_moe", "gpt_oss", "granitemoeshared",
-                             "grok1", "hunyuan_v1_moe", "llama4", "minimax_m2", "mistral4", "olmoe", "phimoe",
-                             "qwen2_moe", "qwen3_moe_fused"}) {
+                             "grok1", "hunyuan_v1_moe", "lfm2_moe", "llama4", "minimax_m2", "mistral4",
+                             "olmoe", "phimoe", "qwen2_moe", "qwen3_moe_fused"}) {
     cases.push_back({folder, {}, false, folder});
   }
+  for (const char* folder :
+       {"gguf_mixtral_q8_0", "gguf_olmoe_q4_0", "gguf_qwen3moe_q4_k_q6_k", "kimi_k2_int4", "gpt_oss_mxfp4"}) {
+    cases.push_back({folder, {}, false, folder, {"i8g32", "stored"}});
+  }
+  cases.push_back({"demo_int8", {}, true, nullptr, {"auto", "int8"}});
+  cases.push_back({"demo_int4", {}, true, nullptr, {"i8g32", "int4"}});
+  cases.push_back({"llama4_int8", {}, false, "llama4", {"i8g32", "int8"}});  // scales what experts read
   return cases;
 }
 

@@ -32,6 +32,7 @@ KINDS = {
     "grok1": "soft-capped scores",
     "dbrx": "clamped projections",
     "phimoe": "longrope",
+    "lfm2_moe": "short convolutions",
     "granitemoeshared": "multipliers",
     "deepseek_v3": "latent attention",
     "deepseek_v2_lite": "latent attention without query rank",
@@ -106,16 +107,24 @@ def requests_for(c):
                                   lengths=LENGTHS, chat=False)
 
 
-@functools.cache
-def on_two_shards(model, *flags):
-    """Answers one by one, then to all at once with a warm cache, and the fingerprint."""
-    with cluster.Cluster(*flags, model=model, experts=2) as c:
-        requests = requests_for(c)
-        alone = api.one_by_one(c.url, requests)
-        crowd = api.all_at_once(c.url, requests, within_s=0.05)
-        _, answer, _ = api.post(c.url, "/v1/completions", {"model": requests[0].body["model"], "prompt": [5],
-                                                           "max_tokens": 1})
-        return alone, crowd, answer["system_fingerprint"]
+def fingerprint(c):
+    _, models, _ = api.call(c.url, "GET", "/v1/models")
+    _, answer, _ = api.post(c.url, "/v1/completions", {"model": models["data"][0]["id"], "prompt": [5], "max_tokens": 1})
+    return answer["system_fingerprint"]
+
+
+class Truth:
+    """Answers on two shards: one by one, then to all at once with a warm cache."""
+
+    def __init__(self, model, *flags):
+        with cluster.Cluster(*flags, model=model, experts=2) as c:
+            self.requests = requests_for(c)
+            self.alone = api.one_by_one(c.url, self.requests)
+            self.crowd = api.all_at_once(c.url, self.requests, within_s=0.05)
+            self.fingerprint = fingerprint(c)
+
+
+truth = functools.cache(Truth)
 
 
 class ExactnessModelsTest(unittest.TestCase):
@@ -139,31 +148,38 @@ class ExactnessModelsTest(unittest.TestCase):
             self.fail(f"{what}: {differs}")
 
     def check_crowd(self, model, numerics, *flags):
-        alone, crowd, fingerprint = on_two_shards(model, "--numerics", numerics, *flags)
-        self.assertRegex(fingerprint, rf"^{numerics}\b")
-        self.assertGreater(len({json.dumps(a) for a in alone}), REQUESTS * 3 // 4)
-        self.compare(crowd, alone, crowd, "all at once with a warm cache")
+        want = truth(model, "--numerics", numerics, *flags)
+        self.assertRegex(want.fingerprint, rf"^{numerics}\b")
+        self.assertGreater(len({json.dumps(a) for a in want.alone}), REQUESTS * 3 // 4)
+        self.compare(want.requests, want.alone, want.crowd, "all at once with a warm cache")
 
     def check_way(self, model, way, numerics, *flags):
         ops, way_flags, arguments = WAYS[way]
         if ops not in cluster.ops_here():
             self.skipTest(f"this CPU has no {ops}")
-        alone, _, fingerprint = on_two_shards(model, "--numerics", numerics, *flags)
+        want = truth(model, "--numerics", numerics, *flags)
         with cluster.Cluster("--numerics", numerics, *flags, "--ops", ops, *way_flags, model=model, **arguments) as c:
-            requests = requests_for(c)
-            self.compare(requests, alone, api.all_at_once(c.url, requests, within_s=0.05), f"{way}, {ops}, all at once")
+            self.compare(want.requests, want.alone, api.all_at_once(c.url, want.requests, within_s=0.05),
+                         f"{way}, {ops}, all at once")
             if "--no-prefix-cache" not in way_flags:
-                self.compare(requests[:4], alone[:4], api.one_by_one(c.url, requests[:4]), f"{way}, {ops}, warm")
+                self.compare(want.requests[:4], want.alone[:4], api.one_by_one(c.url, want.requests[:4]),
+                             f"{way}, {ops}, warm")
+            self.assertEqual(fingerprint(c), want.fingerprint)
 
     def test_f32_weights_answer_as_the_bf16_they_were_made_from(self):
-        bf16 = on_two_shards(GOLDEN / "mixtral", "--numerics", "f32")
-        f32 = on_two_shards(self.copy("F32"), "--numerics", "f32")
-        self.assertEqual(bf16[0], f32[0])
-        self.assertNotEqual(bf16[2], f32[2], "the fingerprints of two models")
+        bf16, f32 = truth(GOLDEN / "mixtral", "--numerics", "f32"), truth(self.copy("F32"), "--numerics", "f32")
+        self.assertNotEqual(bf16.fingerprint, f32.fingerprint, "two models")
+        # The names of the models are all that differs in the requests.
+        self.assertEqual(bf16.alone, f32.alone)
 
     def test_integer_dots_answer_other_than_class_f32(self):
         model = model_path("gguf_mixtral_q8_0")
-        self.assertNotEqual(on_two_shards(model, "--numerics", "f32")[0], on_two_shards(model, "--numerics", "i8g32")[0])
+        self.assertNotEqual(truth(model, "--numerics", "f32").alone, truth(model, "--numerics", "i8g32").alone)
+
+    def test_auto_takes_integer_dots_for_integer_formats_only(self):
+        for name, numerics in (("gguf_mixtral_q8_0", "i8g32"), ("mixtral", "f32"), ("deepseek_v3_fp8", "f32")):
+            with cluster.Cluster("--numerics", "auto", model=model_path(name), experts=2) as c:
+                self.assertEqual(fingerprint(c), truth(model_path(name), "--numerics", numerics).fingerprint)
 
 
 def add_case(name, path, numerics, *flags):

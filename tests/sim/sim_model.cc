@@ -3,7 +3,6 @@
 #include "common/base/status.h"
 #include "common/model/model_spec.h"
 #include "common/testing/hash_backend.h"
-#include "common/testing/tiny_checkpoint.h"
 #include "kernels/api/kernels.h"
 #include "services/attention/cpu_layer_backend.h"
 #include "services/expert/cpu_expert_backend.h"
@@ -48,10 +47,7 @@ class HashSimModel final : public SimModel {
 
 class TinySimModel final : public SimModel {
  public:
-  explicit TinySimModel(const std::string& folder) {
-    TinyConfig config;
-    config.vocab = 280;
-    config.hidden = 16;
+  TinySimModel(const TinyConfig& config, const std::string& folder) {
     const absl::Status written = WriteTinyCheckpoint(config, folder);
     CHECK_MSG(written.ok(), ToString(written));
     auto spec = ReadModelSpec(folder);
@@ -109,8 +105,8 @@ class TinySimModel final : public SimModel {
 }  // namespace
 
 std::unique_ptr<SimModel> NewHashModel() { return std::make_unique<HashSimModel>(); }
-std::unique_ptr<SimModel> NewTinyModel(const std::string& folder) {
-  return std::make_unique<TinySimModel>(folder);
+std::unique_ptr<SimModel> NewTinyModel(const TinyConfig& config, const std::string& folder) {
+  return std::make_unique<TinySimModel>(config, folder);
 }
 
 }  // namespace consilium::sim

@@ -7,6 +7,7 @@
 #include "common/model/model_store.h"
 #include "common/net/control_messages.h"
 #include "common/tensor/buffer_pool.h"
+#include "common/testing/tiny_checkpoint.h"
 #include "services/attention/layer_backend.h"
 #include "services/expert/expert_backend.h"
 
@@ -28,6 +29,6 @@ class SimModel {
 };
 std::unique_ptr<SimModel> NewHashModel();
 // Writes a checkpoint into `folder` and opens it.
-std::unique_ptr<SimModel> NewTinyModel(const std::string& folder);
+std::unique_ptr<SimModel> NewTinyModel(const TinyConfig& config, const std::string& folder);
 
 }  // namespace consilium::sim

@@ -65,12 +65,23 @@ TEST(Sim, EveryRequestEndsOnceWithTheTokensOfAnUndisturbedRun) {
            "Sim.EveryRequestEndsOnceWithTheTokensOfAnUndisturbedRun");
 }
 
-TEST(Sim, TheSameWithATinyRealMoe) {
+void RunTinySeeds(TinyConfig::Family family, const char* test) {
   log::Configure("sim", log::Level::kWarn, log::Format::kText);
+  TinyConfig config;
+  config.family = family;
+  config.vocab = 280;
+  config.hidden = 16;
   TemporaryFolder folder;
-  auto model = NewTinyModel(folder.path());
-  RunSeeds(model.get(), std::max<uint64_t>(20, Env("CONSILIUM_SIM_SEEDS").value_or(200) / 10),
-           "Sim.TheSameWithATinyRealMoe");
+  auto model = NewTinyModel(config, folder.path());
+  RunSeeds(model.get(), std::max<uint64_t>(20, Env("CONSILIUM_SIM_SEEDS").value_or(200) / 10), test);
+}
+
+TEST(Sim, TheSameWithATinyRealMoe) {
+  RunTinySeeds(TinyConfig::Family::kDeepseekV3, "Sim.TheSameWithATinyRealMoe");
+}
+
+TEST(Sim, TheSameWithShortConvolutions) {
+  RunTinySeeds(TinyConfig::Family::kLfm2Moe, "Sim.TheSameWithShortConvolutions");
 }
 
 TEST(Sim, TheSameSeedTwiceGivesTheSameTrace) {

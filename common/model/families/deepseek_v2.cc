@@ -10,10 +10,7 @@ constexpr std::string_view kTypes[] = {"deepseek_v2"};
 
 ModelSpec Read(ConfigReader& c) {
   ModelSpec spec;
-  ReadCommon(c, &spec);
-  ReadLayers(c, &spec);
-  ReadMla(c, &spec);
-  ReadExperts(c, &spec, {"n_routed_experts"});
+  ReadMlaModel(c, &spec);
   c.ExpectText("topk_method", {"greedy", "group_limited_greedy"});
   c.ExpectText("scoring_func", {"softmax"});
   if (c.Text("topk_method") == "group_limited_greedy") {
@@ -23,9 +20,7 @@ ModelSpec Read(ConfigReader& c) {
     CheckGroups(c, spec.gate, 1);
   }
   spec.gate.scale = static_cast<float>(c.Number("routed_scaling_factor", 1e-6, 1e6));
-  spec.expert_inter = c.U32("moe_intermediate_size", 1, kHiddenMax);
-  ReadDenseFirst(c, &spec);
-  ReadSharedCount(c, "n_shared_experts", &spec);
+  ReadDeepseekLayers(c, &spec);
   return spec;
 }
 

@@ -10,14 +10,9 @@ constexpr std::string_view kTypes[] = {"deepseek_v3", "kimi_k2"};
 
 ModelSpec Read(ConfigReader& c) {
   ModelSpec spec;
-  ReadCommon(c, &spec);
-  ReadLayers(c, &spec);
-  ReadMla(c, &spec);
-  ReadExperts(c, &spec, {"n_routed_experts"});
+  ReadMlaModel(c, &spec);
   ReadSigmoidGate(c, &spec);
-  spec.expert_inter = c.U32("moe_intermediate_size", 1, kHiddenMax);
-  ReadDenseFirst(c, &spec);
-  ReadSharedCount(c, "n_shared_experts", &spec);
+  ReadDeepseekLayers(c, &spec);
   return spec;
 }
 

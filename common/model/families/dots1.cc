@@ -9,11 +9,8 @@ constexpr std::string_view kTypes[] = {"dots1"};
 
 ModelSpec Read(ConfigReader& c) {
   ModelSpec spec;
-  ReadCommon(c, &spec);
-  ReadLayers(c, &spec);
-  ReadHeads(c, &spec);
-  spec.gqa.qk_norm = QkNorm::kHead;
-  spec.gqa.qkv_bias = spec.gqa.o_bias = c.Bool("attention_bias", false);
+  ReadGqaModel(c, &spec);
+  ReadNormedHeads(c, &spec);
   const uint32_t window = ReadWindow(c);
   if (!ReadLayerTypes(c, window, &spec)) {
     const uint32_t first = c.U32("max_window_layers", 0, 1 << 20, 0);
@@ -21,9 +18,7 @@ ModelSpec Read(ConfigReader& c) {
   }
   ReadExperts(c, &spec, {"n_routed_experts"});
   ReadSigmoidGate(c, &spec);
-  spec.expert_inter = c.U32("moe_intermediate_size", 1, kHiddenMax);
-  ReadDenseFirst(c, &spec);
-  ReadSharedCount(c, "n_shared_experts", &spec);
+  ReadDeepseekLayers(c, &spec);
   ReadGqaRope(c, &spec);
   return spec;
 }

@@ -9,9 +9,7 @@ constexpr std::string_view kTypes[] = {"ernie4_5_moe"};
 
 ModelSpec Read(ConfigReader& c) {
   ModelSpec spec;
-  ReadCommon(c, &spec, /*tied=*/true);
-  ReadLayers(c, &spec);
-  ReadHeads(c, &spec);
+  ReadGqaModel(c, &spec, /*tied=*/true);
   c.ExpectBool("use_bias", false, "biases of this family are not implemented");
   ReadExperts(c, &spec, {"moe_num_experts"}, "moe_k");
   spec.gate.has_bias = true;

@@ -109,19 +109,34 @@ void RoleList::AddAttention(uint32_t layer, const std::string& prefix, const Fil
   add("q", "q_proj.weight", {q_width, hidden});
   add("k", "k_proj.weight", {kv_width, hidden});
   add("v", "v_proj.weight", {kv_width, hidden});
-  add("o", "o_proj.weight", {hidden, q_width});
+  const std::string o(names.o);
+  add("o", o + ".weight", {hidden, q_width});
   if (g.qkv_bias) {
     add("q_bias", "q_proj.bias", {q_width});
     add("k_bias", "k_proj.bias", {kv_width});
     add("v_bias", "v_proj.bias", {kv_width});
   }
-  if (g.o_bias) add("o_bias", "o_proj.bias", {hidden});
+  if (g.o_bias) add("o_bias", o + ".bias", {hidden});
   if (g.qk_norm != QkNorm::kNone && g.qk_norm != QkNorm::kUnitRotated) {
     const bool whole = g.qk_norm == QkNorm::kProjection;
     add("q_norm", std::string(names.q_norm) + ".weight", {whole ? q_width : g.head_dim});
     add("k_norm", std::string(names.k_norm) + ".weight", {whole ? kv_width : g.head_dim});
   }
   if (g.sinks) add("sinks", "sinks", {g.q_heads});
+}
+
+void RoleList::AddShortConv(uint32_t layer, const std::string& prefix) {
+  const uint64_t hidden = spec_.hidden;
+  const auto add = [&](std::string_view role, const std::string& name, std::vector<uint64_t> weight) {
+    const uint64_t out = weight[0];
+    Add(ModelPart::kAttention, LayerRole(layer, role), prefix + name + ".weight", std::move(weight));
+    if (spec_.short_conv.bias)
+      Add(ModelPart::kAttention, LayerRole(layer, std::string(role) + "_bias"), prefix + name + ".bias",
+          {out});
+  };
+  add("conv_in", "in_proj", {3 * hidden, hidden});
+  add("conv", "conv", {hidden, 1, spec_.short_conv.taps});
+  add("o", "out_proj", {hidden, hidden});
 }
 
 void RoleList::AddMlp(ModelPart part, uint32_t layer, const std::string& group, const std::string& prefix,
@@ -227,7 +242,11 @@ void RoleList::AddModel(const FileNames& names) {
     const LayerSpec& layer = spec_.layers[i];
     const std::string prefix = text(names.root) + text(names.layers) + std::to_string(i) + ".";
     AddBlockNorms(i, prefix, names);
-    AddAttention(i, prefix + text(names.attention), names);
+    if (layer.mixer == Mixer::kShortConv) {
+      AddShortConv(i, prefix + text(names.conv));
+    } else {
+      AddAttention(i, prefix + text(names.attention), names);
+    }
     if (layer.ffn == FfnKind::kDense) {
       AddMlp(ModelPart::kDense, i, "dense", prefix + text(names.dense), layer.dense_inter, names.mlp);
       continue;

@@ -50,7 +50,8 @@ struct FileNames {
   std::string_view layers = "layers.";
   std::string_view input_norm = "input_layernorm", post_norm = "post_attention_layernorm";
   std::string_view norm_weight = ".weight";
-  std::string_view attention = "self_attn.", q_norm = "q_norm", k_norm = "k_norm";
+  std::string_view attention = "self_attn.", q_norm = "q_norm", k_norm = "k_norm", o = "o_proj";
+  std::string_view conv = "conv.";  // of short convolutions
   // Of latent attention: q_a, q_a_norm, q_b, kv_a, kv_a_norm, kv_b, o.
   std::string_view mla[7] = {"q_a_proj",       "q_a_layernorm", "q_b_proj", "kv_a_proj_with_mqa",
                              "kv_a_layernorm", "kv_b_proj",     "o_proj"};
@@ -85,6 +86,8 @@ class RoleList {
   // layers.N.{q,k,v,o}[_bias], q_norm, k_norm, sinks or, for MLA, layers.N.{q | q_a,q_a_norm,q_b,
   // kv_a,kv_a_norm, kv_b, o}; prefix ends in ".".
   void AddAttention(uint32_t layer, const std::string& prefix, const FileNames& names);
+  // layers.N.{conv_in,conv,o} and their biases; prefix ends in ".".
+  void AddShortConv(uint32_t layer, const std::string& prefix);
   // layers.N.<group>.{gate,up,down} of a gated MLP of `inter` lanes; `names` are the files' names of gate,
   // up, down.
   void AddMlp(ModelPart part, uint32_t layer, const std::string& group, const std::string& prefix,

@@ -9,16 +9,12 @@ constexpr std::string_view kTypes[] = {"glm4_moe"};
 
 ModelSpec Read(ConfigReader& c) {
   ModelSpec spec;
-  ReadCommon(c, &spec);
-  ReadLayers(c, &spec);
-  ReadHeads(c, &spec);
+  ReadGqaModel(c, &spec);
   spec.gqa.qkv_bias = c.Bool("attention_bias", false);
   if (c.Bool("use_qk_norm", false)) spec.gqa.qk_norm = QkNorm::kHead;
   ReadExperts(c, &spec, {"n_routed_experts"});
   ReadSigmoidGate(c, &spec);
-  spec.expert_inter = c.U32("moe_intermediate_size", 1, kHiddenMax);
-  ReadDenseFirst(c, &spec);
-  ReadSharedCount(c, "n_shared_experts", &spec);
+  ReadDeepseekLayers(c, &spec);
   ReadGqaRope(c, &spec, /*partial=*/true);
   return spec;
 }

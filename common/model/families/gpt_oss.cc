@@ -9,9 +9,7 @@ constexpr std::string_view kTypes[] = {"gpt_oss"};
 
 ModelSpec Read(ConfigReader& c) {
   ModelSpec spec;
-  ReadCommon(c, &spec);
-  ReadLayers(c, &spec);
-  ReadHeads(c, &spec);
+  ReadGqaModel(c, &spec);
   spec.gqa.qkv_bias = spec.gqa.o_bias = c.Bool("attention_bias", true);
   spec.gqa.sinks = true;
   const uint32_t window = ReadWindow(c);

@@ -9,9 +9,7 @@ constexpr std::string_view kTypes[] = {"granitemoe", "granitemoeshared"};
 
 ModelSpec Read(ConfigReader& c) {
   ModelSpec spec;
-  ReadCommon(c, &spec);
-  ReadLayers(c, &spec);
-  ReadHeads(c, &spec);
+  ReadGqaModel(c, &spec);
   spec.gqa.qkv_bias = spec.gqa.o_bias = c.Bool("attention_bias", false);
   spec.gqa.scale = static_cast<float>(c.Number("attention_multiplier", 1e-9, 1e9, 1.0));
   spec.embed_scale = static_cast<float>(c.Number("embedding_multiplier", 1e-9, 1e9, 1.0));

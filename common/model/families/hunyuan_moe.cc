@@ -18,9 +18,7 @@ uint32_t Uniform(ConfigReader& c, std::string_view key, uint32_t max, uint32_t f
 
 ModelSpec Read(ConfigReader& c) {
   ModelSpec spec;
-  ReadCommon(c, &spec, /*tied=*/true);
-  ReadLayers(c, &spec);
-  ReadHeads(c, &spec);
+  ReadGqaModel(c, &spec, /*tied=*/true);
   spec.gqa.qk_norm = c.Bool("use_qk_norm", true) ? QkNorm::kHeadRotated : QkNorm::kNone;
   spec.gqa.qkv_bias = spec.gqa.o_bias = c.Bool("attention_bias", false);
   c.ExpectBool("use_cla", false, "sharing keys across layers is not implemented");

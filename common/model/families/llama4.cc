@@ -55,9 +55,7 @@ void ReadLayerKinds(ConfigReader& c, ModelSpec* spec) {
 
 ModelSpec ReadText(ConfigReader& c) {
   ModelSpec spec;
-  ReadCommon(c, &spec);
-  ReadLayers(c, &spec);
-  ReadHeads(c, &spec);
+  ReadGqaModel(c, &spec);
   spec.gqa.qkv_bias = spec.gqa.o_bias = c.Bool("attention_bias", false);
   if (c.Bool("use_qk_norm", true)) spec.gqa.qk_norm = QkNorm::kUnitRotated;
   ReadAttentionPattern(c, &spec);

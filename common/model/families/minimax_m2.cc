@@ -10,9 +10,7 @@ constexpr std::string_view kTypes[] = {"minimax_m2"};
 
 ModelSpec Read(ConfigReader& c) {
   ModelSpec spec;
-  ReadCommon(c, &spec);
-  ReadLayers(c, &spec);
-  ReadHeads(c, &spec);
+  ReadGqaModel(c, &spec);
   if (c.Bool("use_qk_norm", true)) spec.gqa.qk_norm = QkNorm::kProjection;
   c.ExpectText("qk_norm_type", {"per_layer"});
   c.ExpectBool("use_routing_bias", true, "a gate without correction bias is not implemented");

@@ -25,18 +25,13 @@ void TuneAll(ModelSpec* spec, double beta, uint32_t floor) {
 
 ModelSpec Read(ConfigReader& c) {
   ModelSpec spec;
-  ReadCommon(c, &spec);
-  ReadLayers(c, &spec);
-  ReadMla(c, &spec);
-  ReadExperts(c, &spec, {"n_routed_experts"});
+  ReadMlaModel(c, &spec);
   spec.gate.groups = c.U32("n_group", 1, kExpertsMax, 1);
   spec.gate.groups_kept = c.U32("topk_group", 1, kExpertsMax, 1);
   CheckGroups(c, spec.gate, 2);
   SetGate(&spec, c.Bool("norm_topk_prob", true));
   spec.gate.scale = static_cast<float>(c.Number("routed_scaling_factor", 1e-6, 1e6, 1.0));
-  spec.expert_inter = c.U32("moe_intermediate_size", 1, kHiddenMax);
-  ReadDenseFirst(c, &spec);
-  ReadSharedCount(c, "n_shared_experts", &spec);
+  ReadDeepseekLayers(c, &spec);
   auto rope = c.Object("rope_parameters");
   if (!rope) rope = c.Object("rope_scaling");
   if (rope && rope->Has("llama_4_scaling_beta")) {
@@ -86,8 +81,11 @@ ModelSpec ReadNative(ConfigReader& c) {
     c.Fail("qk_rope_head_dim", "expected an even number, got " + std::to_string(m.rope));
   if (!c.ok()) return spec;
   auto yarn = c.Object("yarn");
-  if (yarn && yarn->Bool("apply_scale", false))
-    yarn->Unsupported("apply_scale", "true is not supported: how it scales scores is not published");
+  if (yarn && yarn->Bool("apply_scale", true)) {  // as vLLM reads it: mscale and mscale_all_dim are 1
+    const double factor = yarn->Number("factor", 1e-6, 1e6);
+    const double g = factor <= 1 ? 1 : 0.1 * std::log(factor) + 1;
+    m.scale = static_cast<float>(g * g / std::sqrt(static_cast<double>(m.nope + m.rope)));
+  }
   spec.rope = ReadNativeYarn(c, yarn ? &*yarn : nullptr, m.rope, spec.context);
 
   auto moe = c.Object("moe");

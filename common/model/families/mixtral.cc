@@ -8,9 +8,7 @@ constexpr std::string_view kTypes[] = {"mixtral"};
 
 ModelSpec Read(ConfigReader& c) {
   ModelSpec spec;
-  ReadCommon(c, &spec);
-  ReadLayers(c, &spec);
-  ReadHeads(c, &spec);
+  ReadGqaModel(c, &spec);
   const uint32_t window = ReadWindow(c);
   for (LayerSpec& layer : spec.layers) layer.window = window;
   c.ExpectBool("attention_bias", false, "this family has no biases");

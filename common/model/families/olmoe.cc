@@ -9,9 +9,7 @@ constexpr std::string_view kTypes[] = {"olmoe"};
 
 ModelSpec Read(ConfigReader& c) {
   ModelSpec spec;
-  ReadCommon(c, &spec);
-  ReadLayers(c, &spec);
-  ReadHeads(c, &spec);
+  ReadGqaModel(c, &spec);
   spec.gqa.qk_norm = QkNorm::kProjection;
   spec.gqa.qkv_bias = spec.gqa.o_bias = c.Bool("attention_bias", false);
   spec.gqa.clip = static_cast<float>(c.Number("clip_qkv", 1e-6, 1e6, 0));

@@ -8,9 +8,7 @@ constexpr std::string_view kTypes[] = {"qwen2_moe"};
 
 ModelSpec Read(ConfigReader& c) {
   ModelSpec spec;
-  ReadCommon(c, &spec);
-  ReadLayers(c, &spec);
-  ReadHeads(c, &spec);
+  ReadGqaModel(c, &spec);
   spec.gqa.qkv_bias = c.Bool("qkv_bias", true);
   const bool slides = c.Bool("use_sliding_window", false);
   const uint32_t window = slides ? ReadWindow(c) : 0;

@@ -8,11 +8,8 @@ constexpr std::string_view kTypes[] = {"qwen3_moe"};
 
 ModelSpec Read(ConfigReader& c) {
   ModelSpec spec;
-  ReadCommon(c, &spec);
-  ReadLayers(c, &spec);
-  ReadHeads(c, &spec);
-  spec.gqa.qk_norm = QkNorm::kHead;
-  spec.gqa.qkv_bias = spec.gqa.o_bias = c.Bool("attention_bias", false);
+  ReadGqaModel(c, &spec);
+  ReadNormedHeads(c, &spec);
   if (c.Bool("use_sliding_window", false)) {
     const uint32_t window = ReadWindow(c);
     for (LayerSpec& layer : spec.layers) layer.window = window;

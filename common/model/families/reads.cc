@@ -15,11 +15,11 @@ void ReadActivation(ConfigReader& config, std::string_view key, ModelSpec* spec)
   if (config.Text(key, "silu") == "gelu_pytorch_tanh") spec->activation = kernels::Activation::kGeluTanh;
 }
 
-void ReadCommon(ConfigReader& config, ModelSpec* spec, bool tied) {
+void ReadCommon(ConfigReader& config, ModelSpec* spec, bool tied, std::string_view norm_eps) {
   spec->hidden = config.U32("hidden_size", 1, kHiddenMax);
   spec->vocab = config.U32("vocab_size", 1, 1 << 24);
   spec->context = config.U32("max_position_embeddings", 1, 1 << 26);
-  spec->norm_eps = static_cast<float>(config.Number("rms_norm_eps", 1e-30, 1));
+  spec->norm_eps = static_cast<float>(config.Number(norm_eps, 1e-30, 1));
   spec->tied_embeddings = config.Bool("tie_word_embeddings", tied);
   ReadActivation(config, "hidden_act", spec);
 }
@@ -44,6 +44,17 @@ void ReadHeads(ConfigReader& c, ModelSpec* spec) {
   if (c.ok() && (g.head_dim < 2 || g.head_dim % 2 != 0))
     c.Fail("head_dim", "expected an even number, got " + Text(g.head_dim));
   g.scale = 1.0f / std::sqrt(static_cast<float>(g.head_dim));
+}
+
+void ReadGqaModel(ConfigReader& c, ModelSpec* spec, bool tied) {
+  ReadCommon(c, spec, tied);
+  ReadLayers(c, spec);
+  ReadHeads(c, spec);
+}
+
+void ReadNormedHeads(ConfigReader& c, ModelSpec* spec) {
+  spec->gqa.qk_norm = QkNorm::kHead;
+  spec->gqa.qkv_bias = spec->gqa.o_bias = c.Bool("attention_bias", false);
 }
 
 double PartialRotary(ConfigReader& c, double fallback) {
@@ -102,7 +113,7 @@ void ReadSigmoidGate(ConfigReader& c, ModelSpec* spec) {
   gate.groups = c.U32("n_group", 1, kExpertsMax, 1);
   gate.groups_kept = c.U32("topk_group", 1, kExpertsMax, 1);
   c.ExpectText("topk_method", {"noaux_tc"});
-  c.ExpectText("scoring_func", {"sigmoid"});
+  c.ExpectText("scoring_func", {"sigmoid", "noaux_tc"});  // dots.llm1 names the method here
   gate.score = kernels::GateSpec::Score::kSigmoid;
   gate.has_bias = true;
   gate.renormalize = c.Bool("norm_topk_prob", true);
@@ -111,6 +122,7 @@ void ReadSigmoidGate(ConfigReader& c, ModelSpec* spec) {
   CheckGroups(c, gate, 2);
 }
 
+namespace {
 void ReadDenseFirst(ConfigReader& c, ModelSpec* spec) {
   const uint32_t dense_inter = c.U32("intermediate_size", 1, kHiddenMax);
   const uint32_t first_moe = c.U32("first_k_dense_replace", 0, kLayersMax);
@@ -121,6 +133,7 @@ void ReadDenseFirst(ConfigReader& c, ModelSpec* spec) {
     spec->layers[i].dense_inter = dense_inter;
   }
 }
+}  // namespace
 
 void SetShared(ConfigReader& c, std::string_view key, uint64_t width, ModelSpec* spec) {
   if (width > kHiddenMax) {
@@ -134,6 +147,12 @@ void SetShared(ConfigReader& c, std::string_view key, uint64_t width, ModelSpec*
 
 void ReadSharedCount(ConfigReader& c, std::string_view key, ModelSpec* spec) {
   SetShared(c, key, uint64_t{c.U32(key, 0, 1 << 10, 0)} * spec->expert_inter, spec);
+}
+
+void ReadDeepseekLayers(ConfigReader& c, ModelSpec* spec) {
+  spec->expert_inter = c.U32("moe_intermediate_size", 1, kHiddenMax);
+  ReadDenseFirst(c, spec);
+  ReadSharedCount(c, "n_shared_experts", spec);
 }
 
 void ReadSparseStep(ConfigReader& c, ModelSpec* spec) {
@@ -191,6 +210,13 @@ void ReadMla(ConfigReader& c, ModelSpec* spec, bool mscale) {
   const double factor = mscale ? read.mscale_all_squared : 1.0;
   m.scale = static_cast<float>(factor / std::sqrt(static_cast<double>(m.nope + m.rope)));
   m.norm_eps = 1e-6f;  // the class builds these norms without rms_norm_eps
+}
+
+void ReadMlaModel(ConfigReader& c, ModelSpec* spec) {
+  ReadCommon(c, spec);
+  ReadLayers(c, spec);
+  ReadMla(c, spec);
+  ReadExperts(c, spec, {"n_routed_experts"});
 }
 
 }  // namespace consilium

@@ -123,6 +123,18 @@ bool CallParser::StepArguments(bool last, MessageDelta* out) {
   return true;
 }
 
+CallParser::Tail CallParser::SectionTail(Cursor c, std::string_view end, std::string_view begin,
+                                         std::string_view section_end) {
+  c.White();
+  const bool closed = c.Try(end);
+  c.White();
+  const size_t at = c.at();
+  if (closed && c.Try(begin)) return {Next::kCall, at};
+  if (c.Try(section_end)) return {Next::kText, c.at()};
+  if (c.needs_more()) return {};
+  return {Next::kText, at};
+}
+
 bool CallParser::Step(bool last, MessageDelta* out) {
   switch (state_) {
     case State::kText:

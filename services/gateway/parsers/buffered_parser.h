@@ -48,6 +48,8 @@ class JsonSpan {
   bool in_string_ = false, escaped_ = false, done_ = false;
 };
 
+class Cursor;
+
 // Formats of the kind: open marker, head with the name, arguments, tail. The parser streams the arguments.
 class CallParser : public BufferedParser {
  public:
@@ -80,6 +82,10 @@ class CallParser : public BufferedParser {
   virtual std::span<const std::string_view> ends() const = 0;
   // The default: one JSON object, as it is written.
   virtual Arguments ParseArguments(std::string_view text, bool last);
+  // The tail of a call in a section of calls: `end`, then `begin` of another (left to its head) or
+  // `section_end`.
+  static Tail SectionTail(Cursor c, std::string_view end, std::string_view begin,
+                          std::string_view section_end);
   virtual void BeginArguments() { span_ = JsonSpan(); }
   virtual void Opened() {}  // the open marker was found
 

@@ -38,14 +38,7 @@ class DeepSeek final : public CallParser {
     Cursor c(text, last);
     c.White();
     c.Try(kFence);
-    c.White();
-    const bool closed = c.Try(kEnds[0]);
-    c.White();
-    const size_t at = c.at();
-    if (closed && c.Try(kBegin)) return {Next::kCall, at};
-    if (c.Try(kSectionEnd)) return {Next::kText, c.at()};
-    if (c.needs_more()) return {};
-    return {Next::kText, at};
+    return SectionTail(c, kEnds[0], kBegin, kSectionEnd);
   }
   std::span<const std::string_view> ends() const override { return kEnds; }
 };

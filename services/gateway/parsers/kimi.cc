@@ -31,15 +31,7 @@ class Kimi final : public CallParser {
     return out;
   }
   Tail ParseTail(std::string_view text, bool last) override {
-    Cursor c(text, last);
-    c.White();
-    const bool closed = c.Try(kEnds[0]);
-    c.White();
-    const size_t at = c.at();
-    if (closed && c.Try(kBegin)) return {Next::kCall, at};
-    if (c.Try(kSectionEnd)) return {Next::kText, c.at()};
-    if (c.needs_more()) return {};
-    return {Next::kText, at};
+    return SectionTail(Cursor(text, last), kEnds[0], kBegin, kSectionEnd);
   }
   std::span<const std::string_view> ends() const override { return kEnds; }
 };
