@@ -5,6 +5,7 @@
 #include "common/base/status.h"
 #include "common/model/families/family.h"
 #include "common/model/gguf_model.h"
+#include "common/model/gguf_tokenizer.h"
 #include "common/model/json_text.h"
 
 namespace consilium {
@@ -22,6 +23,7 @@ constexpr ArchName kArchs[] = {
     {"dots1", GgufArch::kDots1},         {"ernie4_5-moe", GgufArch::kErnie},
     {"hunyuan-moe", GgufArch::kHunyuan}, {"minimax-m2", GgufArch::kMinimax},
     {"dbrx", GgufArch::kDbrx},           {"grok", GgufArch::kGrok},
+    {"llama4", GgufArch::kLlama4},
 };
 
 bool HasTensor(const Gguf& gguf, std::string_view suffix) {
@@ -29,9 +31,14 @@ bool HasTensor(const Gguf& gguf, std::string_view suffix) {
                      [&](const TensorInfo& t) { return t.name.ends_with(suffix); });
 }
 
-void AddRope(GgufKeys& k, GgufArch arch, Json* out) {
+void AddRope(GgufKeys& k, GgufArch arch, const Gguf& gguf, Json* out) {
   (*out)["rope_theta"] = k.Number("rope.freq_base").value_or(10000.0);
   const std::string type = k.Text("rope.scaling.type").value_or("none");
+  if (const auto* factors = gguf.Numbers(kGgufRopeFactors); factors != nullptr && GgufHasRopeFactors(arch)) {
+    if (type != "none") k.Fail("rope.scaling.type", "together with " + std::string(kGgufRopeFactors));
+    (*out)["rope_scaling"] = {{"rope_type", "frequency_factors"}, {"factors", *factors}};
+    return;
+  }
   if (type == "none") return;
   Json scaling = {{"rope_type", type}, {"factor", k.Number("rope.scaling.factor").value_or(1.0)}};
   if (type == "yarn") {
@@ -232,6 +239,23 @@ void AddGrok(GgufKeys& k, Json* out) {
   }
 }
 
+// Chunks, layers without rotation and temperature are llama.cpp's constants, those of the releases.
+void AddLlama4(GgufKeys& k, Json* out) {
+  Json& j = *out;
+  if (k.Integer("attention.sliding_window").value_or(1) == 0)
+    k.Fail("attention.sliding_window", "a model without chunks is not supported");
+  j["model_type"] = "llama4_text";
+  j["intermediate_size_mlp"] = j["intermediate_size"];
+  j["intermediate_size"] = k.Need("expert_feed_forward_length");
+  j["interleave_moe_layer_step"] = k.Need("interleave_moe_layer_step");
+  j["use_qk_norm"] = k.Need("expert_count") != 128;  // all but Maverick
+  j["attention_chunk_size"] = 8192;
+  j["no_rope_layer_interval"] = 4;
+  j["attn_temperature_tuning"] = true;
+  j["attn_scale"] = 0.1;
+  j["floor_scale"] = 8192;
+}
+
 void AddArch(GgufKeys& k, GgufArch arch, const Gguf& gguf, Json* out) {
   Json& j = *out;
   switch (arch) {
@@ -268,6 +292,8 @@ void AddArch(GgufKeys& k, GgufArch arch, const Gguf& gguf, Json* out) {
       return AddDbrx(k, out);
     case GgufArch::kGrok:
       return AddGrok(k, out);
+    case GgufArch::kLlama4:
+      return AddLlama4(k, out);
   }
 }
 
@@ -372,14 +398,9 @@ absl::StatusOr<std::string> GgufConfigJson(const Gguf& gguf, const std::string& 
     j["num_experts"] = *experts;
   }
   AddArch(k, arch, gguf, &j);
-  AddRope(k, arch, &j);
-  Json eos = Json::array();
-  for (const char* key :
-       {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"}) {
-    ASSIGN_OR_RETURN(const auto id, gguf.Integer(key));
-    if (id && *id >= 0 && *id < INT32_MAX) eos.push_back(*id);
-  }
-  if (!eos.empty()) j["eos_token_id"] = eos;
+  AddRope(k, arch, gguf, &j);
+  ASSIGN_OR_RETURN(const std::vector<int64_t> stops, GgufStopIds(gguf));
+  if (!stops.empty()) j["eos_token_id"] = stops;
   if (!k.status().ok()) return Annotate(k.status(), source);
   return j.dump(1);
 }

@@ -26,7 +26,8 @@ enum class GgufArch {
   kHunyuan,
   kMinimax,
   kDbrx,
-  kGrok
+  kGrok,
+  kLlama4
 };
 
 // UNIMPLEMENTED names an unknown architecture and lists the known ones.
@@ -62,6 +63,13 @@ class GgufKeys {
   const std::string arch_;
   absl::Status status_;
 };
+
+// Divisors of rotary frequencies are the one tensor that configurations need: ReadGgufFiles puts its values
+// among the metadata under its name.
+inline constexpr char kGgufRopeFactors[] = "rope_freqs.weight";
+inline bool GgufHasRopeFactors(GgufArch arch) {
+  return arch == GgufArch::kMixtral || arch == GgufArch::kLlama4;
+}
 
 // Layers of the decoder: block_count without the prediction layers behind them.
 int64_t GgufDecoderLayers(GgufKeys& keys);

@@ -9,6 +9,7 @@
 
 #include "common/base/status.h"
 #include "common/model/families/family.h"
+#include "common/model/files.h"
 #include "common/model/gguf_config.h"
 #include "common/model/safetensors.h"
 
@@ -189,6 +190,24 @@ absl::StatusOr<Heads> ReadHeads(GgufKeys& k, GgufArch arch) {
   return heads;
 }
 
+// The values of the tensor that configurations need, where there is one, among the metadata.
+absl::Status ReadRopeFactors(GgufFiles* files) {
+  for (const TensorInfo& t : files->gguf.tensors) {
+    if (t.name != kGgufRopeFactors) continue;
+    const std::string& path = files->files[t.range.file];
+    if (t.coding != Coding::kPlain || t.dtype != DType::kF32 || t.shape.size() != 1 ||
+        t.elements() > kernels::kRopeLanesMax / 2)
+      return InvalidArgument(path + ": tensor \"" + t.name + "\": expected at most " +
+                             std::to_string(kernels::kRopeLanesMax / 2) + " numbers in F32, got " +
+                             std::string(FormatName(t)) + " " + ShapeText(t.shape));
+    std::vector<float> values(t.elements());
+    ASSIGN_OR_RETURN(const ReadFd fd, ReadFd::Open(path));
+    RETURN_IF_ERROR(fd.ReadAt(t.range.offset, std::as_writable_bytes(std::span(values))));
+    files->gguf.metadata[t.name] = std::vector<double>(values.begin(), values.end());
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<TensorInfo>> GgufTensors(const Gguf& gguf, const std::string& source) {
@@ -203,6 +222,8 @@ absl::StatusOr<std::vector<TensorInfo>> GgufTensors(const Gguf& gguf, const std:
   for (const TensorInfo& t : gguf.tensors) {
     uint32_t layer = 0;
     std::string_view rest;
+    if (t.name == kGgufRopeFactors && GgufHasRopeFactors(arch) && gguf.metadata.contains(t.name))
+      continue;  // part of the configuration
     if (!SplitLayer(t.name, &layer, &rest)) {
       out.push_back(t);
       out.back().role = Find(kEnds, t.name);
@@ -223,7 +244,10 @@ absl::StatusOr<GgufFiles> ReadGgufFiles(const std::string& given) {
   out.files.push_back(path);
   ASSIGN_OR_RETURN(out.gguf, ReadGguf(path, 0));
   ASSIGN_OR_RETURN(const auto count, out.gguf.Integer("split.count"));
-  if (!count || *count <= 1) return out;
+  if (!count || *count <= 1) {
+    RETURN_IF_ERROR(ReadRopeFactors(&out));
+    return out;
+  }
   ASSIGN_OR_RETURN(const auto number, out.gguf.Integer("split.no"));
   char suffix[64];
   std::snprintf(suffix, sizeof suffix, "-00001-of-%05lld.gguf", static_cast<long long>(*count));
@@ -243,6 +267,7 @@ absl::StatusOr<GgufFiles> ReadGgufFiles(const std::string& given) {
     if (!names.insert(t.name).second)
       return InvalidArgument(path + ": tensor \"" + t.name + "\" is in two of the split files");
   }
+  RETURN_IF_ERROR(ReadRopeFactors(&out));
   return out;
 }
 

@@ -260,6 +260,66 @@ TEST(GgufModel, QuantisedEmbeddingsStayAsTheyAre) {
   }
 }
 
+Gguf SmallLlama() {
+  Gguf g;
+  g.metadata["general.architecture"] = std::string("llama");
+  for (const auto& [key, v] : {std::pair<const char*, int64_t>{"block_count", 1},
+                               {"embedding_length", 8},
+                               {"attention.head_count", 2},
+                               {"attention.head_count_kv", 1},
+                               {"expert_count", 2}})
+    g.metadata["llama." + std::string(key)] = v;
+  return g;
+}
+
+TEST(GgufModel, ControlTokensThatEndAnswersAreStopIds) {
+  const auto stops = [](std::vector<std::string> tokens, std::vector<int64_t> types, int64_t eos) {
+    Gguf g = SmallLlama();
+    g.metadata["llama.expert_used_count"] = g.metadata["llama.context_length"] = int64_t{1};
+    g.metadata["tokenizer.ggml.tokens"] = std::move(tokens);
+    g.metadata["tokenizer.ggml.token_type"] = std::move(types);
+    g.metadata["tokenizer.ggml.eos_token_id"] = eos;
+    const auto config = GgufConfigJson(g, "f");
+    EXPECT_TRUE(config.ok()) << ToString(config.status());
+    return Json::parse(config.value_or("{}"))["eos_token_id"].get<std::vector<int>>();
+  };
+  // gpt-oss: a tool call ends an answer too, the end of a message does not.
+  EXPECT_THAT(stops({"<|endoftext|>", "<|return|>", "<|end|>", "<|call|>"}, {3, 3, 3, 3}, 1),
+              ElementsAre(0, 1, 3));
+  EXPECT_THAT(stops({"<|im_end|>", "<|im_end|>x", "a"}, {1, 3, 1}, 2),
+              ElementsAre(2));  // plain text is no stop
+  EXPECT_THAT(stops({"<|user|>", "<|observation|>", "</s>"}, {3, 3, 3}, 2), ElementsAre(2));
+  EXPECT_THAT(stops({"<|user|>", "<|observation|>", "[gMASK]", "<|endoftext|>"}, {3, 3, 3, 3}, 3),
+              ElementsAre(0, 1, 3));
+  EXPECT_THAT(stops({"<\uff5cend\u2581of\u2581sentence\uff5c>", "b"}, {3, 1}, 1), ElementsAre(0, 1));
+}
+
+// llama.cpp divides each frequency by a tensor's values; the bf16 folder has the rule they came from.
+TEST(GgufModel, FrequencyDivisorsOfLlama4AreItsScaling) {
+  const auto a = ReadModelSpec(Golden("gguf_llama4")), b = ReadModelSpec(Golden("llama4"));
+  ASSERT_TRUE(a.ok() && b.ok()) << ToString(a.status()) << ToString(b.status());
+  ASSERT_EQ(a->rope.inv_freq.size(), b->rope.inv_freq.size());
+  for (size_t i = 0; i < a->rope.inv_freq.size(); ++i)
+    EXPECT_FLOAT_EQ(a->rope.inv_freq[i], b->rope.inv_freq[i]) << i;
+  EXPECT_EQ(a->layers[0].chunk, 8192u);
+  EXPECT_FALSE(a->layers[3].rotates);
+  EXPECT_EQ(a->tuning.floor, 8192u);
+  EXPECT_EQ(a->gqa.qk_norm, b->gqa.qk_norm);
+  EXPECT_EQ(a->layers[0].dense_inter, b->layers[0].dense_inter);
+  EXPECT_EQ(a->layers[1].shared_inter, b->layers[1].shared_inter);
+  Gguf g = SmallLlama();
+  g.metadata["llama.expert_used_count"] = g.metadata["llama.context_length"] = int64_t{1};
+  g.metadata["rope_freqs.weight"] = std::vector<double>{1, 2, 3};  // for heads of 4 lanes: 2
+  const auto config = GgufConfigJson(g, "f");
+  ASSERT_TRUE(config.ok()) << ToString(config.status());
+  Json j = Json::parse(*config);
+  j["vocab_size"] = j["intermediate_size"] = 8;
+  EXPECT_THAT(ToString(ParseModelSpec(j.dump(), "f").status()),
+              HasSubstr("factors: expected 2 numbers, got 3"));
+  g.metadata["llama.rope.scaling.type"] = std::string("yarn");
+  EXPECT_THAT(ToString(GgufConfigJson(g, "f").status()), HasSubstr("together with rope_freqs.weight"));
+}
+
 Gguf SmallDeepseek(int64_t experts, int64_t gating) {
   Gguf g;
   g.metadata["general.architecture"] = std::string("deepseek2");
@@ -312,17 +372,6 @@ TEST(GgufModel, WhatMetadataSayOtherwiseIsRefused) {
   EXPECT_THAT(error(lacking), HasSubstr("deepseek2.context_length: missing; expected an integer"));
 }
 
-Gguf SmallLlama() {
-  Gguf g;
-  g.metadata["general.architecture"] = std::string("llama");
-  for (const auto& [key, v] : {std::pair<const char*, int64_t>{"block_count", 1},
-                               {"embedding_length", 8},
-                               {"attention.head_count", 2},
-                               {"attention.head_count_kv", 1},
-                               {"expert_count", 2}})
-    g.metadata["llama." + std::string(key)] = v;
-  return g;
-}
 TensorInfo Stored(const std::string& name, std::vector<uint64_t> shape, uint64_t offset) {
   TensorInfo t;
   t.name = name;

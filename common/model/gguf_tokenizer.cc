@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
+#include <span>
 #include <string_view>
 #include <unordered_map>
 
@@ -233,6 +235,23 @@ absl::StatusOr<std::string> Dump(const Json& j, const std::string& source) {
   }
 }
 
+// Control tokens that end an answer in the families' generation_config.json, of which metadata name one or
+// two.
+constexpr std::string_view kStopTexts[] = {"<|im_end|>",
+                                           "<|endoftext|>",
+                                           "<|end_of_text|>",
+                                           "<|eot_id|>",
+                                           "<|eom_id|>",
+                                           "<|eot|>",
+                                           "<|eom|>",
+                                           "<|return|>",
+                                           "<|call|>",
+                                           "[EOS]",
+                                           "[EOT]",
+                                           "[e~[",
+                                           "<\uff5cend\u2581of\u2581sentence\uff5c>"};
+constexpr std::string_view kGlmStopTexts[] = {"<|user|>", "<|observation|>"};
+
 }  // namespace
 
 absl::StatusOr<std::string> GgufTokenizerJson(const Gguf& gguf, const std::string& source) {
@@ -267,6 +286,32 @@ absl::StatusOr<std::string> GgufTokenizerConfigJson(const Gguf& gguf, const std:
   if (chat) out["chat_template"] = *chat;
   if (add) out["add_bos_token"] = *add;
   return Dump(out, source);
+}
+
+absl::StatusOr<std::vector<int64_t>> GgufStopIds(const Gguf& gguf) {
+  std::set<int64_t> eos;
+  for (const char* key :
+       {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"}) {
+    ASSIGN_OR_RETURN(const auto id, gguf.Integer(key));
+    if (id && *id >= 0 && *id < INT32_MAX) eos.insert(*id);
+  }
+  const std::vector<std::string>* tokens = gguf.Texts("tokenizer.ggml.tokens");
+  const std::vector<int64_t>* types = gguf.Integers("tokenizer.ggml.token_type");
+  if (tokens != nullptr && types != nullptr && types->size() == tokens->size()) {
+    const auto is_control = [&](size_t i) { return (*types)[i] == 3; };
+    bool glm = false;
+    for (size_t i = 0; i < tokens->size(); ++i) glm = glm || (is_control(i) && (*tokens)[i] == "[gMASK]");
+    const auto stops = [&](const std::string& text) {
+      const auto has = [&](std::span<const std::string_view> list) {
+        return std::find(list.begin(), list.end(), text) != list.end();
+      };
+      return has(kStopTexts) || (glm && has(kGlmStopTexts));
+    };
+    for (size_t i = 0; i < tokens->size(); ++i) {
+      if (is_control(i) && stops((*tokens)[i])) eos.insert(static_cast<int64_t>(i));
+    }
+  }
+  return std::vector<int64_t>(eos.begin(), eos.end());
 }
 
 }  // namespace consilium

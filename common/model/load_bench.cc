@@ -3,7 +3,7 @@
 //   load_bench MODEL [--share S] [--threads N] [--state DIR]
 // Loads the first S (0..1, default 1) of all experts as a shard does, after dropping the model's pages from
 // the page cache. bytes / bandwidth: the same ranges read by the same threads and thrown away, cold as well.
-// Bounds (docs/DESIGN): time <= bytes / bandwidth + 1 s; peak RSS <= bytes + 10 % + 100 MB.
+// Bounds: time <= bytes / bandwidth + 1 s; peak RSS <= bytes + 10 % + 100 MB.
 #include <fcntl.h>
 #include <malloc.h>
 #include <sys/resource.h>

@@ -173,6 +173,14 @@ RopeRead ReadRope(ConfigReader& config, uint32_t dims, bool interleaved, uint32_
     Llama3(*source.scaling, &out.rope);
   } else if (source.type == "yarn") {
     Yarn(*source.scaling, power, source.theta, dims, context, &out);
+  } else if (source.type ==
+             "frequency_factors") {  // a GGUF file's rope_freqs, applied by its converter's rule
+    const std::vector<double> factors = source.scaling->NumberList("factors", 1e-6, 1e6);
+    if (config.ok() && factors.size() != power.size())
+      source.scaling->Fail("factors", "expected " + std::to_string(power.size()) + " numbers, got " +
+                                          std::to_string(factors.size()));
+    for (size_t i = 0; i < power.size() && config.ok(); ++i)
+      out.rope.inv_freq[i] /= static_cast<float>(factors[i]);
   } else if (source.type == "longrope") {
     LongRope(config, *source.scaling, power, context, &out.rope);
   } else {

@@ -119,15 +119,17 @@ absl::Status ChannelSession::OnWelcome(const frame::View& view) {
   if (info.models.size() != hello_.models.size() || info.classes.size() != hello_.classes.size()) {
     return InvalidArgument("WELCOME: answers do not fit the bindings of HELLO");
   }
+  // The class first: where it differs, the form of the model's rows may differ as well.
+  for (size_t i = 0; i < info.classes.size(); ++i) {
+    if (info.classes[i] == BindCode::kOk) continue;
+    return FailedPrecondition("the shard refused class " + hello_.classes[i].name + ": " +
+                              std::string(BindName(info.classes[i])) +
+                              " (both need the same numerics class and fingerprint)");
+  }
   for (size_t i = 0; i < info.models.size(); ++i) {
     if (info.models[i] == BindCode::kOk) continue;
     return FailedPrecondition("the shard refused model " + std::to_string(hello_.models[i].ix) + ": " +
                               std::string(BindName(info.models[i])));
-  }
-  for (size_t i = 0; i < info.classes.size(); ++i) {
-    if (info.classes[i] == BindCode::kOk) continue;
-    return FailedPrecondition("the shard refused class " + hello_.classes[i].name + ": " +
-                              std::string(BindName(info.classes[i])));
   }
   {
     std::lock_guard lock(mutex_);

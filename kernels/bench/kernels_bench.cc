@@ -152,7 +152,11 @@ struct Checkpoint {
                                                  : elements / 32 * (layout == L::kGptOss ? 1 : 2);
     }
     values.resize(value_bytes);
-    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<std::byte>(Mix(2, i) % 0x38 + 4);
+    // Codes and scales as of weights: no fp8 or f16 below the normal numbers, E8M0 near 2^-7.
+    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<std::byte>(Mix(2, i) % 0x38 + 8);
+    if (format == WeightFormat::kMxfp4 && layout == L::kGguf) {
+      for (size_t i = 0; i < values.size(); i += GgufBlockBytes(format)) values[i] = std::byte{0x79};
+    }
     scales.assign(scale_bytes, std::byte{0x3C});  // f32 and bf16 near 2^-7
     source.values = values;
     source.scales = scales;

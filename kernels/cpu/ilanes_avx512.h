@@ -79,6 +79,6 @@ static constexpr bool kPairs = false;
 // Register tiles of packed weights: rows x panels.
 static constexpr int kQuantRows = 8;
 static constexpr int kQuantPanels[kQuantRows + 1] = {0, 4, 4, 4, 4, 2, 2, 2, 2};
-static constexpr int kI8Panels[kQuantRows + 1] = {0, 4, 4, 2, 2, 2, 2, 2, 2};
+static constexpr int kI8Panels[kQuantRows + 1] = {0, 1, 1, 2, 2, 2, 2, 2, 2};
 
 }  // namespace consilium::kernels::avx512

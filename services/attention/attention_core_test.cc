@@ -44,6 +44,7 @@ class Lab {
   }
 
   // holders: [0] the shards of even experts, [1] of odd ones.
+  std::vector<std::string> warnings;
   void Place(std::vector<std::vector<uint32_t>> holders, uint32_t shards = 2) {
     std::vector<PlacementShard> list;
     for (uint32_t s = 0; s < shards; ++s) list.push_back({ShardId(s), "s" + std::to_string(s), "", 1});
@@ -200,7 +201,9 @@ class Lab {
   }
   void Do(attention_action::ConnectShard& a) { ChannelUp(a.shard.id, credit); }
   void Do(attention_action::DisconnectShard&) { ++disconnected; }
-  void Do(attention_action::Log&) {}
+  void Do(attention_action::Log& a) {
+    if (a.severity == attention_action::Severity::kWarn) warnings.push_back(a.text);
+  }
   void Do(attention_action::Observe& a) {
     if (a.metric == attention_action::Metric::kRequestsPerCall) {
       requests_per_call_max = std::max(requests_per_call_max, static_cast<uint32_t>(a.value));
@@ -436,6 +439,27 @@ TEST(AttentionCore, ALostStreamsCallsGoToAnotherReplica) {
   EXPECT_EQ(lab.Of(1).tokens, Alone(Submit(1, 20, 5)).tokens);
   EXPECT_GT(lab.core.stats().resends, 0u);
   EXPECT_EQ(lab.core.Leaks(), "");
+}
+
+TEST(AttentionCore, ARefusalIsSaidOnceNotAtEveryReconnect) {
+  Lab lab;
+  lab.Place({{0}, {1}});
+  const auto refuse = [&](const char* why) {
+    lab.Post(attention_event::ChannelDown{ShardId(0), Lane::kDecode, absl::FailedPreconditionError(why)});
+    lab.Settle();
+  };
+  lab.ChannelDown(0);  // a break, no refusal
+  lab.Settle();
+  lab.warnings.clear();
+  for (int i = 0; i < 3; ++i) refuse("CLASS_MISMATCH");
+  ASSERT_EQ(lab.warnings.size(), 1u);
+  EXPECT_NE(lab.warnings[0].find("cannot be used: CLASS_MISMATCH"), std::string::npos);
+  refuse("UNKNOWN_MODEL");
+  EXPECT_EQ(lab.warnings.size(), 2u);
+  lab.Revive(0);
+  refuse("UNKNOWN_MODEL");  // as a stream that breaks
+  refuse("UNKNOWN_MODEL");
+  EXPECT_EQ(lab.warnings.size(), 3u);
 }
 
 TEST(AttentionCore, AFailedCallIsSentAgainWithTheSameBodyUnlessItsSlotsGoApart) {

@@ -362,6 +362,7 @@ void AttentionCore::Impl::On(attention_event::ChannelUp& e) {
   Channel& channel = shard->lanes[Ix(e.lane)];
   if (channel.up) LoseChannel(shard, e.lane);
   channel.up = true;
+  channel.refusal.clear();
   channel.credit = e.credit;
   channel.sent = Credit{};
   std::erase_if(avoid_, [&](const auto& entry) { return entry.first.first == e.shard; });
@@ -391,9 +392,14 @@ void AttentionCore::Impl::On(attention_event::ChannelDrain& e) {
 void AttentionCore::Impl::On(attention_event::ChannelDown& e) {
   Shard* shard = FindShard(e.shard);
   if (shard == nullptr) return;
-  if (shard->lanes[Ix(e.lane)].up) {
+  Channel& channel = shard->lanes[Ix(e.lane)];
+  if (channel.up) {
     LogLine(attention_action::Severity::kInfo, "",
             "shard " + shard->info.name + ": stream broke: " + ToString(e.status));
+  } else if (absl::IsFailedPrecondition(e.status) && channel.refusal != Message(e.status)) {
+    channel.refusal = Message(e.status);
+    LogLine(attention_action::Severity::kWarn, "",
+            "shard " + shard->info.name + " cannot be used: " + channel.refusal);
   }
   LoseChannel(shard, e.lane);
   assign_wanted_ = true;

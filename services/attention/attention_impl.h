@@ -97,6 +97,7 @@ struct Call {
 
 struct Channel {
   bool up = false;
+  std::string refusal;                // the last one said, so that a reconnect repeats none
   Credit credit, sent;                // cumulative since the stream's start
   std::vector<uint64_t> queue;        // calls without credit, ascending; bounded by the flights' slots
   std::vector<uint64_t> outstanding;  // ascending

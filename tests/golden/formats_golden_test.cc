@@ -66,5 +66,14 @@ std::string NameOf(const ::testing::TestParamInfo<Case>& info) { return info.par
 INSTANTIATE_TEST_SUITE_P(Storage, Format, ::testing::ValuesIn(kStorage), NameOf);
 INSTANTIATE_TEST_SUITE_P(GgufArchitectures, Format, ::testing::ValuesIn(kArchitectures), NameOf);
 
+// Llama-4's chunks and temperature steps are constants of llama.cpp in GGUF, other ones than in the bf16
+// folder: so llama.cpp's own logits are the truth (gguf_llamacpp.py), of outputs only.
+TEST(GgufArchitectures, Llama4ComputesWhatLlamaCppDoes) {
+  const std::string folder = "tests/golden/gguf_llama4";
+  ExpectHolds(folder, Kind::kLogits, 3);
+  ExpectHolds(folder, Kind::kGreedyIds, 3);
+  ExpectHolds(folder, Kind::kLogprobs, 3);
+}
+
 }  // namespace
 }  // namespace consilium

@@ -37,6 +37,7 @@ KINDS = {
     "deepseek_v3": "latent attention",
     "deepseek_v2_lite": "latent attention without query rank",
     "mistral4": "latent attention, queries scaled with position",
+    "lfm2_moe": "short convolutions, a state beside the KV cache",
     "deepseek_v3_fp8": "fp8 in blocks",
     "kimi_k2_int4": "packed int4 in groups",
     "gpt_oss_mxfp4": "mxfp4",
