@@ -117,9 +117,11 @@ LANES_FN void DotSteps(VI (&dot)[kPanels][kRows], const BlockPlaces (&b)[kPanels
       const VI four = SetI(x[t * kRows + r]);
 #pragma GCC unroll 8
       for (int p = 0; p < kPanels; ++p) {
-        dot[p][r] = kInPairs<kCode>        ? DotPairs(dot[p][r], w[p], four)
-                    : kCode == RawCode::k8 ? Dot4Wide(dot[p][r], w[p], four)
-                                           : Dot4(dot[p][r], w[p], four);
+        if constexpr (kInPairs<kCode>) {
+          dot[p][r] = DotPairs(dot[p][r], w[p], four);
+        } else {
+          dot[p][r] = kCode == RawCode::k8 ? Dot4Wide(dot[p][r], w[p], four) : Dot4(dot[p][r], w[p], four);
+        }
       }
     }
   }

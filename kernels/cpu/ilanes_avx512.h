@@ -69,13 +69,9 @@ static constexpr bool kWideTakesBias = false;
 LANES_FN VI Dot4Wide(VI acc, VI w, VI x) { return Dot4(acc, w, x); }
 #endif
 
-// The same in 16-bit pairs, for sums that fit: on other ports than Dot4. AddPairs folds them.
-LANES_FN VI DotPairs(VI acc, VI w, VI x) { return _mm512_add_epi16(acc, _mm512_maddubs_epi16(w, x)); }
-LANES_FN VI AddPairs(VI acc, VI pairs) {
-  return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
-}
-
+// Pairs of 16 bits (ilanes_avx2.h) gain nothing here: their products use the same two ports.
 static constexpr bool kPairs = false;
+
 // Register tiles of packed weights: rows x panels.
 static constexpr int kQuantRows = 8;
 static constexpr int kQuantPanels[kQuantRows + 1] = {0, 4, 4, 4, 4, 2, 2, 2, 2};

@@ -96,8 +96,6 @@ LANES_FN VI Dot4(VI acc, VI w, VI x) {
 static constexpr bool kWideTakesBias = false;
 LANES_FN VI Dot4Wide(VI acc, VI w, VI x) { return Dot4(acc, w, x); }
 
-LANES_FN VI DotPairs(VI acc, VI, VI) { return acc; }
-LANES_FN VI AddPairs(VI acc, VI) { return acc; }
 static constexpr bool kPairs = false;
 
 static constexpr int kQuantRows = 2;
