@@ -1,6 +1,7 @@
 #include "common/model/config_reader.h"
 
 #include <cmath>
+#include <set>
 
 #include "common/base/status.h"
 #include "common/model/json_text.h"
@@ -27,6 +28,7 @@ const Json& AsJson(const void* node) { return *static_cast<const Json*>(node); }
 
 struct ConfigReader::Shared {
   Json root;
+  std::set<std::string> asked;  // paths, "rope_scaling.factor"
   std::string source;
   absl::Status status;
 };
@@ -48,6 +50,7 @@ absl::StatusOr<ConfigReader> ConfigReader::Parse(std::string_view text, std::str
 
 const ConfigReader::Node* ConfigReader::Find(std::string_view key) const {
   const Json& object = AsJson(node_);
+  shared_->asked.insert(prefix_ + std::string(key));
   const auto it = object.find(std::string(key));
   if (it == object.end() || it->is_null()) return nullptr;
   return reinterpret_cast<const Node*>(&*it);
@@ -58,6 +61,31 @@ std::string ConfigReader::Where(std::string_view key) const {
 }
 
 bool ConfigReader::Has(std::string_view key) const { return Find(key) != nullptr; }
+
+bool ConfigReader::IsNull(std::string_view key) const {
+  const Json& object = AsJson(node_);
+  const auto it = object.find(std::string(key));
+  return it != object.end() && it->is_null();
+}
+
+std::vector<std::string> ConfigReader::Unread() const {
+  std::vector<std::string> out;
+  const auto visit = [&](const auto& self, const Json& object, const std::string& prefix) -> void {
+    for (const auto& [key, value] : object.items()) {
+      const std::string path = prefix + key;
+      if (value.is_null()) continue;  // as if absent
+      if (!shared_->asked.contains(path)) {
+        out.push_back(path);
+      } else if (value.is_object()) {
+        // An object that was only asked for, never opened, has no path below it.
+        const auto below = shared_->asked.lower_bound(path + ".");
+        if (below != shared_->asked.end() && below->starts_with(path + ".")) self(self, value, path + ".");
+      }
+    }
+  };
+  visit(visit, shared_->root, "");
+  return out;
+}
 
 uint32_t ConfigReader::U32(std::string_view key, uint32_t min, uint32_t max,
                            std::optional<uint32_t> fallback) {
@@ -106,6 +134,12 @@ bool ConfigReader::Bool(std::string_view key, std::optional<bool> fallback) {
   if (v.is_boolean()) return v.get<bool>();
   Fail(key, "expected true or false, got " + Shown(v));
   return false;
+}
+
+bool ConfigReader::Flag(std::string_view key, bool fallback) {
+  const Node* node = Find(key);
+  if (node != nullptr && AsJson(node).is_number_integer()) return AsJson(node) != 0;
+  return Bool(key, fallback);
 }
 
 std::string ConfigReader::Text(std::string_view key, std::optional<std::string> fallback) {

@@ -22,12 +22,16 @@ class ConfigReader {
 
   // Present and not null.
   bool Has(std::string_view key) const;
+  // Present and null, where that differs from absent.
+  bool IsNull(std::string_view key) const;
   // An integer in [min, max]. Without `fallback` the key must be there.
   uint32_t U32(std::string_view key, uint32_t min, uint32_t max,
                std::optional<uint32_t> fallback = std::nullopt);
   // A finite number in [min, max].
   double Number(std::string_view key, double min, double max, std::optional<double> fallback = std::nullopt);
   bool Bool(std::string_view key, std::optional<bool> fallback = std::nullopt);
+  // The same, or a whole number: all but 0 is true.
+  bool Flag(std::string_view key, bool fallback);
   std::string Text(std::string_view key, std::optional<std::string> fallback = std::nullopt);
   // An integer or a list of integers; absent or null: empty.
   std::vector<uint32_t> U32List(std::string_view key, uint32_t max);
@@ -46,6 +50,10 @@ class ConfigReader {
   void Unsupported(std::string_view key, std::string_view message);
   bool ok() const;
   absl::Status status() const;
+
+  // Keys that nobody asked for so far, with the path of those in objects that were opened; sorted. Null
+  // counts as absent.
+  std::vector<std::string> Unread() const;
 
  private:
   struct Shared;

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -12,6 +13,7 @@
 #include "common/model/model_spec.h"
 #include "common/model/model_store.h"
 #include "common/model/safetensors.h"
+#include "common/model/tensor_index.h"
 
 namespace consilium {
 namespace {
@@ -120,6 +122,105 @@ TEST(Families, HunyuanListsOfOneNumberALayerAreThatNumber) {
   EXPECT_EQ(lists->gate.top_k, plain->gate.top_k);
   EXPECT_EQ(lists->expert_inter, plain->expert_inter);
   EXPECT_EQ(lists->layers[1].shared_inter, plain->layers[1].shared_inter);
+}
+
+// Releases of DBRX leave moe_normalize_expert_weights out, which means the sum; null is none.
+TEST(Families, DbrxDividesByTheSumUnlessNull) {
+  nlohmann::json c = ConfigOf("dbrx/config.json");
+  c["ffn_config"].erase("moe_normalize_expert_weights");
+  const auto absent = ParseModelSpec(c.dump(), "config.json");
+  ASSERT_TRUE(absent.ok()) << ToString(absent.status());
+  EXPECT_TRUE(absent->gate.renormalize);
+  EXPECT_EQ(absent->gate.renormalize_norm, 1);
+  c["ffn_config"]["moe_normalize_expert_weights"] = nullptr;
+  EXPECT_FALSE(ParseModelSpec(c.dump(), "config.json")->gate.renormalize);
+}
+
+// Llama-4's releases write 4 for true.
+TEST(Families, Llama4TuningMayBeANumber) {
+  nlohmann::json c = ConfigOf("llama4/config.json");
+  nlohmann::json& text = c.contains("text_config") ? c["text_config"] : c;
+  text["attn_temperature_tuning"] = 4;
+  const auto on = ParseModelSpec(c.dump(), "config.json");
+  ASSERT_TRUE(on.ok()) << ToString(on.status());
+  const auto tunes = [](const ModelSpec& spec) {
+    return std::any_of(spec.layers.begin(), spec.layers.end(), [](const auto& l) { return l.tunes_queries; });
+  };
+  EXPECT_TRUE(tunes(*on));
+  text["attn_temperature_tuning"] = 0;
+  EXPECT_FALSE(tunes(*ParseModelSpec(c.dump(), "config.json")));
+}
+
+// A wrapper for pictures describes the text model in it, and its own keys fill what that leaves out.
+TEST(Families, AWrappedTextModelIsThatModel) {
+  nlohmann::json text = ConfigOf("mistral4/config.json");
+  const auto bare = ParseModelSpec(text.dump(), "config.json");
+  text.erase("tie_word_embeddings");
+  nlohmann::json c = {{"model_type", "mistral3"}, {"text_config", text}, {"tie_word_embeddings", true}};
+  std::vector<std::string> unread;
+  const auto wrapped = ParseModelSpec(c.dump(), "config.json", &unread);
+  ASSERT_TRUE(wrapped.ok()) << ToString(wrapped.status());
+  EXPECT_EQ(wrapped->family, "mistral4");
+  EXPECT_EQ(wrapped->mla.scale, bare->mla.scale);
+  EXPECT_TRUE(wrapped->tied_embeddings);
+  EXPECT_THAT(unread, ::testing::Not(::testing::Contains("text_config")));
+  c["text_config"]["model_type"] = "llama";
+  EXPECT_THAT(ToString(ParseModelSpec(c.dump(), "config.json").status()),
+              ::testing::HasSubstr("model_type \"mistral3\" is not a known family"));
+}
+
+// As Mistral Small 4 is released: stacks of all experts in FP8, gate and up of an expert under one scale.
+TEST(Families, HalvesOfAStackedExpertShareItsScale) {
+  const auto spec = ParseModelSpec(ConfigOf("mistral4/config.json").dump(), "config.json");
+  ASSERT_TRUE(spec.ok()) << ToString(spec.status());
+  const auto roles = ListRoles(*spec);
+  ASSERT_TRUE(roles.ok());
+  TensorIndex index;
+  index.files = {"f"};
+  uint64_t at = 0;
+  const auto add = [&](const std::string& name, std::vector<uint64_t> shape, bool fp8) {
+    TensorInfo t;
+    t.name = name;
+    t.shape = std::move(shape);
+    t.dtype = fp8 ? DType::kF8E4m3 : DType::kBf16;
+    t.range = ByteRange{0, at, t.elements() * DTypeBytes(t.dtype)};
+    at += t.range.length;
+    if (fp8) {
+      t.coding = Coding::kFp8Block;
+      t.scale_dtype = DType::kBf16;
+      t.scales = ByteRange{0, at, 2 * t.shape[0]};
+      at += t.scales.length;
+    }
+    index.tensors.push_back(t);
+  };
+  const uint64_t experts = spec->gate.experts, inter = spec->expert_inter, hidden = spec->hidden;
+  for (const TensorRole& r : *roles) {
+    if (r.part != ModelPart::kExperts) {
+      add(r.name, r.shape, false);
+    } else if (r.expert.value == 0 && r.expert_part == ExpertPart::kGate) {
+      const std::string prefix = "model.layers." + std::to_string(r.layer.value) + ".mlp.experts.";
+      add(prefix + "gate_up_proj", {experts, 2 * inter, hidden}, true);
+      add(prefix + "down_proj", {experts, hidden, inter}, true);
+    }
+  }
+  const std::vector<TensorInfo> stored = index.tensors;
+  const auto manifest = ClaimTensors(*spec, index, "f");
+  ASSERT_TRUE(manifest.ok()) << ToString(manifest.status());
+  for (const ExpertEntry& e : manifest->experts) {
+    const auto stack = [&](const char* name) {
+      const std::string full =
+          "model.layers." + std::to_string(e.layer.value) + ".mlp.experts." + std::string(name);
+      return *std::find_if(stored.begin(), stored.end(), [&](const auto& t) { return t.name == full; });
+    };
+    const TensorInfo both = stack("gate_up_proj"), down = stack("down_proj");
+    const uint64_t n = e.expert.value, half = inter * hidden;
+    const ByteRange scale{0, both.scales.offset + 2 * n, 2};
+    EXPECT_EQ(e.parts[0].range, (ByteRange{0, both.range.offset + 2 * n * half, half}));
+    EXPECT_EQ(e.parts[1].range, (ByteRange{0, both.range.offset + (2 * n + 1) * half, half}));
+    EXPECT_EQ(e.parts[0].scales, scale);
+    EXPECT_EQ(e.parts[1].scales, scale);
+    EXPECT_EQ(e.parts[2].scales, (ByteRange{0, down.scales.offset + 2 * n, 2}));
+  }
 }
 
 // dots.llm1's releases name the method where others name the function.

@@ -164,7 +164,8 @@ absl::StatusOr<Json> Fit(const ModelSpec& spec, const Manifest& manifest, const 
   return out;
 }
 
-Json ToJson(const ModelPlace& place, const ModelSpec& s, const Figures& f) {
+Json ToJson(const ModelPlace& place, const ModelSpec& s, const Figures& f, const UnusedTensors& unused,
+            const std::vector<std::string>& unread_keys) {
   Json bytes = Json::object(), params = Json::object();
   for (size_t i = 0; i < kPartNames.size(); ++i) {
     bytes[std::string(kPartNames[i])] = f.bytes[i];
@@ -192,6 +193,7 @@ Json ToJson(const ModelPlace& place, const ModelSpec& s, const Figures& f) {
   out["kv_bytes_per_token"] = KvBytesPerToken(s);
   out["tokenizer"] = TokenizerText(place);
   out["eos_ids"] = s.eos_ids;
+  out["unused"] = {{"tensors", unused.tensors}, {"bytes", unused.bytes}, {"config_keys", unread_keys}};
   return out;
 }
 
@@ -241,6 +243,10 @@ std::string ToText(const Json& j) {
   }
   line("KV cache", number("kv_bytes_per_token") + " bytes a token");
   line("tokenizer", j["tokenizer"].get<std::string>());
+  if (const Json& unused = j["unused"]; unused["tensors"] != 0) {
+    line("unused", std::to_string(unused["tensors"].get<uint64_t>()) + " tensors, " +
+                       Human(unused["bytes"].get<uint64_t>()) + " (vision, prediction layers)");
+  }
   return out + FitText(j["fit"]);
 }
 
@@ -251,9 +257,12 @@ absl::StatusOr<std::string> DescribeModel(const std::string& path, const Inspect
   ASSIGN_OR_RETURN(const ModelSpec spec, ReadModelSpec(path));
   ASSIGN_OR_RETURN(const ConfigText config, ReadConfigText(place));
   ASSIGN_OR_RETURN(TensorIndex index, ReadTensorIndex(place, config));
-  ASSIGN_OR_RETURN(const Manifest manifest, ClaimTensors(spec, std::move(index), place.key()));
+  UnusedTensors unused;
+  ASSIGN_OR_RETURN(const Manifest manifest, ClaimTensors(spec, std::move(index), place.key(), &unused));
+  std::vector<std::string> unread;
+  RETURN_IF_ERROR(ParseModelSpec(config.text, config.source, &unread).status());
   const Figures figures = Sum(spec, manifest);
-  Json json = ToJson(place, spec, figures);
+  Json json = ToJson(place, spec, figures, unused, unread);
   ASSIGN_OR_RETURN(json["fit"], Fit(spec, manifest, figures, options));
   return options.json ? json.dump(2) + "\n" : ToText(json);
 }

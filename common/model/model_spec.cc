@@ -75,13 +75,21 @@ uint32_t ModelSpec::moe_layers() const {
       std::count_if(layers.begin(), layers.end(), [](const LayerSpec& l) { return l.ffn == FfnKind::kMoe; }));
 }
 
-absl::StatusOr<ModelSpec> ParseModelSpec(std::string_view config_text, const std::string& source) {
+absl::StatusOr<ModelSpec> ParseModelSpec(std::string_view config_text, const std::string& source,
+                                         std::vector<std::string>* unread) {
   ASSIGN_OR_RETURN(ConfigReader config, ConfigReader::Parse(config_text, source));
   // Mistral's own params.json has no type.
   const bool native = source.ends_with("params.json");
   const std::string type = native ? "mistral_large_3" : config.Text("model_type");
   RETURN_IF_ERROR(config.status());
   const Family* family = FindFamily(type);
+  // A model of text and pictures: a text model of a known family, wrapped.
+  std::optional<ConfigReader> text_part = config.Object("text_config");
+  ConfigReader* own = &config;
+  if (family == nullptr && text_part && text_part->Has("model_type")) {
+    family = FindFamily(text_part->Text("model_type"));
+    own = &*text_part;
+  }
   if (family == nullptr) {
     std::string known;
     for (const Family* f : Families()) {
@@ -91,13 +99,21 @@ absl::StatusOr<ModelSpec> ParseModelSpec(std::string_view config_text, const std
     return Unimplemented(source + ": model_type \"" + type.substr(0, 60) +
                          "\" is not a known family; known: " + known);
   }
-  ModelSpec spec = family->read(config);
+  ModelSpec spec = family->read(*own);
+  const bool tied = config.Bool("tie_word_embeddings", spec.tied_embeddings);
+  if (text_part && !text_part->Has("tie_word_embeddings")) spec.tied_embeddings = tied;
   RETURN_IF_ERROR(config.status());
   spec.family = family->name;
   RETURN_IF_ERROR(CheckSizes(spec, source));
   RETURN_IF_ERROR(AddStopIds(config, &spec));
-  if (auto text_part = config.Object("text_config")) RETURN_IF_ERROR(AddStopIds(*text_part, &spec));
+  if (text_part) RETURN_IF_ERROR(AddStopIds(*text_part, &spec));
   RETURN_IF_ERROR(ParseQuantConfig(config_text, source).status());  // unsupported storage is refused here too
+  if (unread != nullptr) {
+    // Read above, not through these readers.
+    (void)config.Has("quantization_config");
+    (void)own->Has("quantization_config");
+    *unread = config.Unread();
+  }
   return spec;
 }
 

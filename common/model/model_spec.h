@@ -125,9 +125,10 @@ struct ModelSpec {
 // Reads DIR/config.json or params.json (and generation_config.json for stop ids). INVALID_ARGUMENT says which
 // key, expected and got; UNIMPLEMENTED names an unknown family and lists the known ones.
 absl::StatusOr<ModelSpec> ReadModelSpec(const std::string& dir);
-// The same for the text of a config.json; `source` names it in messages. Pure: a fuzz target can feed it
-// anything.
-absl::StatusOr<ModelSpec> ParseModelSpec(std::string_view config_text, const std::string& source);
+// The same for the text of a config.json; `source` names it in messages. `unread`: its keys that nothing
+// depends on. Pure: a fuzz target can feed it anything.
+absl::StatusOr<ModelSpec> ParseModelSpec(std::string_view config_text, const std::string& source,
+                                         std::vector<std::string>* unread = nullptr);
 // DIR/config.json, or DIR/params.json (Mistral's own layout) where that is missing.
 std::string ModelConfigPath(const std::string& dir);
 

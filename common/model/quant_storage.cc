@@ -79,12 +79,12 @@ absl::Status ReadBlock(const Json& v, const std::string& where, QuantConfig* out
 
 absl::Status ReadFp8(const Json& section, const std::string& where, QuantConfig* out) {
   out->method = QuantConfig::Method::kFp8;
-  if (const std::string fmt = TextOf(section, "fmt", "e4m3"); fmt != "e4m3")
-    return Unimplemented(where + "fmt: \"" + fmt.substr(0, 40) + "\" is not supported; supported: e4m3");
-  const Json* block = Member(section, "weight_block_size");
-  if (block == nullptr)
-    return Unimplemented(where + "weight_block_size: missing: FP8 without blocks is not supported");
-  RETURN_IF_ERROR(ReadBlock(*block, where + "weight_block_size", out));
+  if (const std::string fmt = TextOf(section, "fmt", "e4m3"); fmt != "e4m3" && fmt != "float8_e4m3fn")
+    return Unimplemented(where + "fmt: \"" + fmt.substr(0, 40) +
+                         "\" is not supported; supported: e4m3, float8_e4m3fn");
+  // Without blocks there is one scale for each matrix.
+  if (const Json* block = Member(section, "weight_block_size"))
+    RETURN_IF_ERROR(ReadBlock(*block, where + "weight_block_size", out));
   return ReadIgnore(section, "modules_to_not_convert", where, out);
 }
 
@@ -258,7 +258,9 @@ class Joiner {
     if (t.shape.size() < 2 || t.shape.size() > 3)
       return InvalidArgument(Where(t) + "FP8 in shape " + ShapeText(t.shape));
     std::string name = t.name + (config_.method == Method::kFp8 ? "_scale_inv" : "_scale");
-    if (!by_name_.contains(name) && by_name_.contains(t.name + "_scales_inv")) name = t.name + "_scales_inv";
+    for (const std::string& other : {t.name + "_scales_inv", t.name + "_scale", module + ".qscale_weight"}) {
+      if (!by_name_.contains(name) && by_name_.contains(other)) name = other;
+    }
     ASSIGN_OR_RETURN(const TensorInfo* scales, Take(t, name));
     RETURN_IF_ERROR(CheckScaleType(*scales));
     const size_t n = t.shape.size();
@@ -267,14 +269,18 @@ class Joiner {
     if (n == 3) expected.insert(expected.begin(), t.shape[0]);
     uint64_t one = 1;
     for (uint64_t d : scales->shape) one *= d;  // a stored tensor: no overflow
-    if (!(config_.block_rows == 0 && one == 1 && n == 2)) RETURN_IF_ERROR(Expect(t, *scales, expected));
+    if (!(config_.block_rows == 0 && config_.block_columns == 0 && one == 1 && n == 2))
+      RETURN_IF_ERROR(Expect(t, *scales, expected));
     t.coding = Coding::kFp8Block;
     t.scales = scales->range;
     t.scale_dtype = scales->dtype;
     t.block_rows = config_.block_rows;
     t.block_columns = config_.block_columns;
     // Scales of activations: not used, activations are not quantised.
-    if (by_name_.contains(module + ".input_scale")) return Take(t, module + ".input_scale").status();
+    for (const std::string& other : {module + ".input_scale", module + ".activation_scale",
+                                     module + ".qscale_act", t.name + "_activation_scale"}) {
+      if (by_name_.contains(other)) RETURN_IF_ERROR(Take(t, other).status());
+    }
     return absl::OkStatus();
   }
 

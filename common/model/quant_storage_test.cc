@@ -46,7 +46,6 @@ TEST(QuantConfig, KnownMethodsAreRead) {
 
 TEST(QuantConfig, EverythingElseIsRefusedByName) {
   EXPECT_THAT(Error({{"quant_method", "gptq"}}), HasSubstr("\"gptq\" is not supported; supported: fp8"));
-  EXPECT_THAT(Error({{"quant_method", "fp8"}}), HasSubstr("weight_block_size: missing"));
   EXPECT_THAT(Error({{"quant_method", "fp8"}, {"fmt", "e5m2"}}), HasSubstr("fmt: \"e5m2\""));
   EXPECT_THAT(Error({{"quant_method", "fp8"}, {"weight_block_size", {0, 128}}}),
               HasSubstr("expected a number in 1.."));
@@ -75,6 +74,29 @@ TensorInfo Stored(const std::string& name, DType dtype, std::vector<uint64_t> sh
 }
 std::string JoinError(const QuantConfig& config, std::vector<TensorInfo> tensors) {
   return ToString(JoinQuantised(config, {"f"}, &tensors));
+}
+
+TEST(JoinQuantised, Fp8WithoutBlocksHasOneScaleForEachMatrix) {
+  QuantConfig config;
+  config.method = Method::kFp8;
+  std::vector<TensorInfo> tensors = {Stored("a.weight", DType::kF8E4m3, {300, 129}),
+                                     Stored("a.weight_scale_inv", DType::kBf16, {}),
+                                     Stored("a.activation_scale", DType::kBf16, {}),
+                                     Stored("w.weight", DType::kF8E4m3, {300, 129}),
+                                     Stored("w.qscale_weight", DType::kF32, {1}),
+                                     Stored("w.qscale_act", DType::kF32, {1}),
+                                     Stored("e.down_proj", DType::kF8E4m3, {4, 30, 129}),
+                                     Stored("e.down_proj_scale_inv", DType::kBf16, {4, 1, 1}),
+                                     Stored("e.down_proj_activation_scale", DType::kBf16, {4})};
+  const absl::Status status = JoinQuantised(config, {"f"}, &tensors);
+  ASSERT_TRUE(status.ok()) << status;
+  ASSERT_EQ(tensors.size(), 3u);
+  EXPECT_EQ(tensors[0].scales.length, 2u);
+  EXPECT_EQ(tensors[1].scales.length, 4u);
+  EXPECT_EQ(tensors[2].scales.length, 8u);
+  EXPECT_THAT(JoinError(config, {Stored("e.down_proj", DType::kF8E4m3, {4, 30, 129}),
+                                 Stored("e.down_proj_scale_inv", DType::kBf16, {3, 1, 1})}),
+              HasSubstr("expected shape [4, 1, 1]"));
 }
 
 TEST(JoinQuantised, Fp8TakesItsRaggedBlocks) {

@@ -130,7 +130,8 @@ TensorInfo RowsOf(const TensorInfo& t, uint64_t begin, uint64_t rows) {
   if (rows == t.rows()) return piece;
   piece.range.offset += begin * RowBytes(t);
   piece.range.length = rows * RowBytes(t);
-  if (t.scales.length > 0) {
+  const bool one_scale = t.coding == Coding::kFp8Block && t.block_rows == 0;
+  if (t.scales.length > 0 && !one_scale) {
     const uint64_t height = t.coding == Coding::kFp8Block ? t.block_rows : 1;
     const uint64_t row_scales = t.scales.length / ((t.rows() + height - 1) / height);
     piece.scales.offset += begin / height * row_scales;

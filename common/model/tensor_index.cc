@@ -115,6 +115,14 @@ absl::StatusOr<TensorInfo> TakePiece(const TensorRole& role, const TensorInfo& s
   if (stored.block_rows > 1 && rows % piece.of == 0 && rows / piece.of % stored.block_rows != 0)
     return Unimplemented(where + "parts of " + std::to_string(rows / piece.of) + " rows share scales of " +
                          std::to_string(stored.block_rows) + " rows");
+  // One scale for each matrix of a stack, which its gate and up halves share.
+  if (stored.coding == Coding::kFp8Block && stored.block_rows == 0 && stored.shape.size() == 3 &&
+      piece.of % stored.shape[0] == 0) {
+    const uint64_t parts = piece.of / stored.shape[0];
+    piece.begin /= parts;
+    piece.count = 1;
+    piece.of = stored.shape[0];
+  }
   RETURN_IF_ERROR(Slice(piece, where, &out.scales));
   return out;
 }
@@ -172,10 +180,15 @@ class Claimer {
     return out;
   }
 
-  absl::Status CheckAllClaimed(const ModelSpec& spec, const Family& family) const {
+  absl::Status CheckAllClaimed(const ModelSpec& spec, const Family& family, UnusedTensors* unused) const {
     for (size_t i = 0; i < claimed_.size(); ++i) {
       const TensorInfo& t = index_.tensors[i];
-      if (claimed_[i] || (!index_.by_role && family.ignored(spec, t.name))) continue;
+      if (claimed_[i]) continue;
+      if (!index_.by_role && family.ignored(spec, t.name)) {
+        ++unused->tensors;
+        unused->bytes += t.bytes();
+        continue;
+      }
       return InvalidArgument(index_.files[t.range.file] + ": unknown tensor \"" + t.name + "\" " +
                              ShapeText(t.shape) + ": family " + spec.family + " has no use for it");
     }
@@ -263,7 +276,8 @@ ModelPart PartOf(std::string_view role) {
   return ModelPart::kAttention;
 }
 
-absl::StatusOr<Manifest> ClaimTensors(const ModelSpec& spec, TensorIndex index, const std::string& source) {
+absl::StatusOr<Manifest> ClaimTensors(const ModelSpec& spec, TensorIndex index, const std::string& source,
+                                      UnusedTensors* unused) {
   const Family* family = FamilyNamed(spec.family);
   if (family == nullptr) return Internal("no family named " + spec.family);
   Claimer claimer(index, source);
@@ -305,7 +319,8 @@ absl::StatusOr<Manifest> ClaimTensors(const ModelSpec& spec, TensorIndex index, 
     ExpertEntry& entry = manifest.experts.back();
     (role.expert_bias ? entry.biases : entry.parts)[static_cast<int>(role.expert_part)] = std::move(tensor);
   }
-  RETURN_IF_ERROR(claimer.CheckAllClaimed(spec, *family));
+  UnusedTensors nobody_asks;
+  RETURN_IF_ERROR(claimer.CheckAllClaimed(spec, *family, unused != nullptr ? unused : &nobody_asks));
   std::sort(manifest.dense.begin(), manifest.dense.end(),
             [](const auto& a, const auto& b) { return a.role < b.role; });
   return manifest;

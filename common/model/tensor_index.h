@@ -22,9 +22,15 @@ struct TensorIndex {
 // their scales as `config` says. NOT_FOUND when there is nothing.
 absl::StatusOr<TensorIndex> ReadTensorIndex(const ModelPlace& place, const ConfigText& config);
 
+// What the files have and no role does: Family::ignored.
+struct UnusedTensors {
+  uint64_t tensors = 0, bytes = 0;
+};
+
 // Claims every tensor by exactly one role: fills files, experts (without digests) and dense. `source` names
 // the model in messages.
-absl::StatusOr<Manifest> ClaimTensors(const ModelSpec& spec, TensorIndex index, const std::string& source);
+absl::StatusOr<Manifest> ClaimTensors(const ModelSpec& spec, TensorIndex index, const std::string& source,
+                                      UnusedTensors* unused = nullptr);
 
 // Every tensor a model of this description has when its files have one for each role.
 absl::StatusOr<std::vector<TensorRole>> ListRoles(const ModelSpec& spec);

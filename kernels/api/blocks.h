@@ -59,7 +59,7 @@ struct PanelPlaces {
   std::byte* codes;
 };
 PanelPlaces PlacesIn(const RawLayout& layout, std::byte* panel, uint32_t b);
-// The block as it lies in a panel: for the reference.
+// The block as it lies in a panel.
 void LoadBlock(const RawLayout& layout, const std::byte* panel, uint32_t b, uint32_t column, Block* block);
 
 }  // namespace consilium::kernels

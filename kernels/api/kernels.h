@@ -227,8 +227,7 @@ float QueryFactor(float beta, uint32_t floor, uint32_t offset, uint32_t position
 // Hash over the output bits of fixed vectors through every operation of the table: the class's fingerprint.
 // The value of `ref` is a constant of the source tree; a table that gives another one must not serve.
 uint64_t Fingerprint(const Ops& ops);
-// Of class i8g32: the above, and its own operations.
+// Of class `c`: the above, and products with packed weights in it. What processes compare.
 uint64_t Fingerprint(const Ops& ops, NumericsClass c);
-inline constexpr std::string_view kClassName = "f32";
 
 }  // namespace consilium::kernels

@@ -1,6 +1,8 @@
 // A block of a panel: raw_layout.h in words of code.
 #include "kernels/api/panel_block.h"
 
+#include <algorithm>
+
 namespace consilium::kernels {
 namespace {
 
@@ -9,6 +11,11 @@ T Get(const std::byte* base, size_t index) {
   T v;
   std::memcpy(&v, base + index * sizeof v, sizeof v);
   return v;
+}
+
+template <class T, class Widen>
+void WidenPlain(const std::byte* panel, uint32_t column, uint32_t in, Widen widen, float* out) {
+  for (uint32_t k = 0; k < in; ++k) out[k] = widen(Get<T>(panel, size_t{k} * kPanelColumns + column));
 }
 
 }  // namespace
@@ -40,6 +47,21 @@ void LoadBlock(const RawLayout& l, const std::byte* panel, uint32_t index, uint3
   for (uint32_t t = 0; t < CodeWords(l.code); ++t) b->word[t] = Get<uint32_t>(p.codes, t * 16 + c);
   if (l.code == RawCode::k5 || l.code == RawCode::k6) b->high[0] = Get<uint32_t>(p.high, c);
   if (l.code == RawCode::k6) b->high[1] = Get<uint32_t>(p.high, 16 + c);
+}
+
+void WidenRow(const PackedMatrix& m, uint32_t column, float* out) {
+  const RawLayout l = m.layout();
+  const std::byte* panel = m.data.get() + column / kPanelColumns * l.panel_bytes;
+  const uint32_t c = column % kPanelColumns;
+  if (m.format == WeightFormat::kF32)
+    return WidenPlain<float>(panel, c, m.in, [](float v) { return v; }, out);
+  if (m.format == WeightFormat::kBf16) return WidenPlain<uint16_t>(panel, c, m.in, numerics::FromBf16, out);
+  if (m.format == WeightFormat::kF16) return WidenPlain<uint16_t>(panel, c, m.in, numerics::FromF16, out);
+  for (uint32_t k = 0; k < m.in; k += l.block_k) {
+    Block block;
+    LoadBlock(l, panel, k / l.block_k, c, &block);
+    BlockValues(l, block, std::min(l.block_k, m.in - k), out + k);
+  }
 }
 
 }  // namespace consilium::kernels

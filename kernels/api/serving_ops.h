@@ -14,6 +14,6 @@ struct ServingOps {
       0;  // of the numerics class on this machine; equal on all machines that may serve together
 };
 // By name, or "auto". FAILED_PRECONDITION: this machine's bits in class `c` differ from the reference's.
-absl::StatusOr<ServingOps> FindServingOps(std::string_view name, NumericsClass c = NumericsClass::kF32);
+absl::StatusOr<ServingOps> FindServingOps(std::string_view name, NumericsClass c);
 
 }  // namespace consilium::kernels

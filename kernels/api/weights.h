@@ -140,6 +140,8 @@ absl::Status PackInto(const WeightSource& source, uint32_t at, PackedMatrix* mat
 void DequantizeRow(const WeightSource& source, uint32_t row, float* out);
 // The value of W[column][k] in class f32: the definition (kernels/ref).
 float WeightValue(const PackedMatrix& matrix, uint32_t column, uint32_t k);
+// All of them of one column, [in]: a row of the matrix as stored.
+void WidenRow(const PackedMatrix& matrix, uint32_t column, float* out);
 
 // Quantises rows to kInt8 or kInt4 with groups of 32 at load. Error measured against the source's values.
 struct QuantError {

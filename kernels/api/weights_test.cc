@@ -194,6 +194,21 @@ TEST(Weights, DequantizedRowsAndPackedPartsAgree) {
   }
 }
 
+TEST(Weights, AWidenedRowIsTheValuesOneByOne) {
+  for (WeightFormat format : AllFormats()) {
+    // A ragged end where the format allows one.
+    const uint32_t granularity = GranularityK(format), in = granularity == 1 ? 389 : 3 * granularity;
+    const QuantSource s(format, 37, in, 9);
+    const PackedMatrix m = s.Packed();
+    std::vector<float> row(in), want(in);
+    for (uint32_t r = 0; r < 37; ++r) {
+      for (uint32_t k = 0; k < in; ++k) want[k] = WeightValue(m, r, k);
+      WidenRow(m, r, row.data());
+      ASSERT_TRUE(SameBits(row, want)) << WeightFormatName(format) << " row " << r;
+    }
+  }
+}
+
 TEST(Weights, TransposedTensorsArePackedAsTheirRows) {
   const QuantSource s(WeightFormat::kBf16, 30, 20, 1);
   WeightSource t = s.source;

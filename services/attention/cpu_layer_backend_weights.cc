@@ -195,9 +195,7 @@ class Loader {
 
 }  // namespace
 
-void CpuDenseWeights::Embed(TokenId token, float* out) const {
-  for (uint32_t i = 0; i < embed.in; ++i) out[i] = kernels::WeightValue(embed, token, i);
-}
+void CpuDenseWeights::Embed(TokenId token, float* out) const { kernels::WidenRow(embed, token, out); }
 
 absl::StatusOr<CpuDenseWeights> LoadDenseWeights(const ModelSpec& spec, const Manifest& manifest,
                                                  ModelStore* store) {

@@ -43,8 +43,9 @@ ModelSpec Read(ConfigReader& c) {
   if (!c.ok()) return spec;
   ReadAttention(c, *attn, &spec);
   ReadExperts(*ffn, &spec, {"moe_num_experts"}, "moe_top_k");
-  if (ffn->Has("moe_normalize_expert_weights")) {
-    const double p = ffn->Number("moe_normalize_expert_weights", 0, 1e9);
+  // Releases leave the key out, which means 1; null means weights as they are.
+  if (!ffn->IsNull("moe_normalize_expert_weights")) {
+    const double p = ffn->Number("moe_normalize_expert_weights", 0, 1e9, 1.0);
     if (p != 1 && p != 2)
       ffn->Unsupported("moe_normalize_expert_weights", "only norms 1 and 2 are supported");
     spec.gate.renormalize = true;

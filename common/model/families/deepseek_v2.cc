@@ -1,6 +1,5 @@
 // DeepSeek-V2, V2.5 and V2-Lite (DeepseekV2ForCausalLM): as V3, but a softmax gate: the best of all experts,
-// or of the groups with the best single expert (arXiv 2405.04434). Weights are never renormalised, whatever
-// norm_topk_prob says; so does Transformers' class.
+// or of the groups with the best single expert (arXiv 2405.04434). Weights are never renormalised.
 #include "common/model/families/reads.h"
 
 namespace consilium {
@@ -13,6 +12,7 @@ ModelSpec Read(ConfigReader& c) {
   ReadMlaModel(c, &spec);
   c.ExpectText("topk_method", {"greedy", "group_limited_greedy"});
   c.ExpectText("scoring_func", {"softmax"});
+  c.ExpectBool("norm_topk_prob", false, "the vendor's code and Transformers differ in what it means");
   if (c.Text("topk_method") == "group_limited_greedy") {
     spec.gate.groups = c.U32("n_group", 1, kExpertsMax);
     spec.gate.groups_kept = c.U32("topk_group", 1, kExpertsMax);

@@ -16,7 +16,11 @@ ModelSpec Read(ConfigReader& c) {
   return spec;
 }
 
-void List(const ModelSpec&, RoleList* out) { out->AddModel({}); }
+void List(const ModelSpec&, RoleList* out) {
+  FileNames names;
+  out->BesideVision(&names);
+  out->AddModel(names);
+}
 
 }  // namespace
 

@@ -13,7 +13,7 @@ ModelSpec Read(ConfigReader& c) {
   ReadNormedHeads(c, &spec);
   const uint32_t window = ReadWindow(c);
   if (!ReadLayerTypes(c, window, &spec)) {
-    const uint32_t first = c.U32("max_window_layers", 0, 1 << 20, 0);
+    const uint32_t first = c.U32("max_window_layers", 0, 1 << 20, 62);
     for (uint32_t i = first; i < spec.layers.size(); ++i) spec.layers[i].window = window;
   }
   ReadExperts(c, &spec, {"n_routed_experts"});

@@ -33,6 +33,17 @@ std::string LayerRole(uint32_t layer, std::string_view suffix) {
 bool UsuallyIgnored(const ModelSpec& spec, std::string_view tensor) {
   if (tensor.ends_with("rotary_emb.inv_freq") || (spec.tied_embeddings && tensor == "lm_head.weight"))
     return true;
+  constexpr std::string_view kUnused[] = {"mtp",
+                                          "model.mtp",
+                                          "vision_tower.",
+                                          "vision_model.",
+                                          "multi_modal_projector.",
+                                          "mm_projector.",
+                                          "model.vision_tower.",
+                                          "model.multi_modal_projector."};
+  for (std::string_view prefix : kUnused) {
+    if (tensor.starts_with(prefix)) return true;
+  }
   constexpr std::string_view kPrefix = "model.layers.";
   if (!tensor.starts_with(kPrefix)) return false;
   const char* begin = tensor.data() + kPrefix.size();
@@ -50,6 +61,15 @@ void RoleList::Add(ModelPart part, std::string role, std::string name, std::vect
   r.shape = std::move(shape);
   r.piece = std::move(piece);
   roles.push_back(std::move(r));
+}
+
+void RoleList::BesideVision(FileNames* names) const {
+  if (Has("language_model.model.embed_tokens.weight")) {
+    names->root = "language_model.model.";
+    names->head = "language_model.lm_head.weight";
+  } else if (Has("model.language_model.embed_tokens.weight")) {
+    names->root = "model.language_model.";
+  }
 }
 
 std::string RoleList::FirstOf(std::initializer_list<std::string> names) const {

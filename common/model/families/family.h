@@ -76,6 +76,9 @@ class RoleList {
   // The first of the names that the files have; the first one when they have none.
   std::string FirstOf(std::initializer_list<std::string> names) const;
 
+  // The names of a text model that lies beside a vision tower, when the files have one.
+  void BesideVision(FileNames* names) const;
+
   // Everything of a model that differs from the usual in names only.
   void AddModel(const FileNames& names);
   // embed, final_norm and, unless tied, head.
@@ -136,7 +139,7 @@ const Family* FamilyNamed(std::string_view name);
 std::string LayerRole(uint32_t layer, std::string_view suffix);
 
 // What `ignored` of most families is: stored rope tables, a head beside tied embeddings, prediction layers
-// from num_hidden_layers on.
+// (from num_hidden_layers on, or named mtp), vision towers and what joins them to the text model.
 bool UsuallyIgnored(const ModelSpec& spec, std::string_view tensor);
 
 inline constexpr uint32_t kHiddenMax = 1 << 17;

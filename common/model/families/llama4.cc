@@ -14,7 +14,7 @@ void ReadAttentionPattern(ConfigReader& c, ModelSpec* spec) {
   const std::vector<uint32_t> rotated = c.U32List("no_rope_layers", 1);
   const uint32_t interval = c.U32("no_rope_layer_interval", 1, kLayersMax, 4);
   const uint32_t chunk = c.U32("attention_chunk_size", 1, 1 << 26, 8192);
-  const bool tunes = c.Bool("attn_temperature_tuning", true);
+  const bool tunes = c.Flag("attn_temperature_tuning", true);  // releases write 4 for true
   if (!rotated.empty() && rotated.size() != spec->layers.size()) {
     c.Fail("no_rope_layers", "expected one for each of " + std::to_string(spec->layers.size()) +
                                  " layers, got " + std::to_string(rotated.size()));
@@ -77,10 +77,7 @@ ModelSpec Read(ConfigReader& c) {
 
 void List(const ModelSpec& spec, RoleList* out) {
   FileNames names;
-  if (out->Has("language_model.model.embed_tokens.weight")) {
-    names.root = "language_model.model.";
-    names.head = "language_model.lm_head.weight";
-  }
+  out->BesideVision(&names);
   out->AddEnds(names);
   for (uint32_t i = 0; i < spec.layers.size(); ++i) {
     const std::string prefix = std::string(names.root) + "layers." + std::to_string(i) + ".";
@@ -94,20 +91,19 @@ void List(const ModelSpec& spec, RoleList* out) {
     out->Add(ModelPart::kGate, LayerRole(i, "gate"), ffn + "router.weight", {spec.gate.experts, spec.hidden});
     out->AddMlp(ModelPart::kShared, i, "shared", ffn + "shared_expert.", spec.layers[i].shared_inter,
                 kGateUpDown);
+    if (out->Has(ffn + "experts.0.gate_proj.weight")) {  // FP8 releases
+      out->AddExperts(i, ffn + "experts.", kGateUpDown);
+      continue;
+    }
     // Files hold [E, H, 2 I] and [E, I, H].
     out->AddStackedExperts(i, ffn + "experts.gate_up_proj", ffn + "experts.down_proj", /*transposed=*/true,
                            /*interleaved=*/false);
   }
 }
 
-bool Ignored(const ModelSpec& spec, std::string_view tensor) {
-  return UsuallyIgnored(spec, tensor) || tensor.starts_with("vision_model.") ||
-         tensor.starts_with("multi_modal_projector.");
-}
-
 }  // namespace
 
 extern const Family kLlama4;
-const Family kLlama4{"llama4", kTypes, Read, List, Ignored};
+const Family kLlama4{"llama4", kTypes, Read, List, UsuallyIgnored};
 
 }  // namespace consilium

@@ -8,9 +8,24 @@ namespace {
 
 constexpr std::string_view kTypes[] = {"minimax_m2"};
 
+// Releases carry keys of the family before, whose layers may be linear and whose residuals are scaled.
+void ExpectPlainLayers(ConfigReader& c) {
+  for (uint32_t type : c.U32List("attn_type_list", 1)) {
+    if (type != 1) c.Unsupported("attn_type_list", "layers of linear attention (0) are not implemented");
+  }
+  for (const char* key : {"layernorm_full_attention_beta", "layernorm_linear_attention_beta",
+                          "layernorm_mlp_beta", "layernorm_full_attention_alpha", "layernorm_mlp_alpha"}) {
+    if (c.Number(key, -1e6, 1e6, 1.0) != 1.0) c.Unsupported(key, "scaled residuals are not implemented");
+  }
+  c.ExpectBool("postnorm", false, "norms after the residual are not implemented");
+}
+
 ModelSpec Read(ConfigReader& c) {
   ModelSpec spec;
   ReadGqaModel(c, &spec);
+  ExpectPlainLayers(c);
+  const uint32_t window = ReadWindow(c);
+  for (LayerSpec& layer : spec.layers) layer.window = window;
   if (c.Bool("use_qk_norm", true)) spec.gqa.qk_norm = QkNorm::kProjection;
   c.ExpectText("qk_norm_type", {"per_layer"});
   c.ExpectBool("use_routing_bias", true, "a gate without correction bias is not implemented");

@@ -43,16 +43,8 @@ ModelSpec Read(ConfigReader& c) {
 
 void List(const ModelSpec&, RoleList* out) {
   FileNames names;
-  if (out->Has("language_model.model.embed_tokens.weight")) {  // beside a vision tower
-    names.root = "language_model.model.";
-    names.head = "language_model.lm_head.weight";
-  }
+  out->BesideVision(&names);
   out->AddModel(names);
-}
-
-bool Ignored(const ModelSpec& spec, std::string_view tensor) {
-  return UsuallyIgnored(spec, tensor) || tensor.starts_with("vision_tower.") ||
-         tensor.starts_with("multi_modal_projector.");
 }
 
 ModelSpec ReadNative(ConfigReader& c) {
@@ -143,7 +135,7 @@ bool IgnoredNative(const ModelSpec& spec, std::string_view tensor) {
 }  // namespace
 
 extern const Family kMistral4, kMistralLarge3;
-const Family kMistral4{"mistral4", kTypes, Read, List, Ignored};
+const Family kMistral4{"mistral4", kTypes, Read, List, UsuallyIgnored};
 const Family kMistralLarge3{"mistral_large_3", kNativeTypes, ReadNative, ListNative, IgnoredNative};
 
 }  // namespace consilium

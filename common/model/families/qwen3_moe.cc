@@ -14,6 +14,10 @@ ModelSpec Read(ConfigReader& c) {
     const uint32_t window = ReadWindow(c);
     for (LayerSpec& layer : spec.layers) layer.window = window;
   }
+  c.ExpectBool("qkv_bias", false, "biases of q, k and v alone are not implemented in this family");
+  c.ExpectBool("use_qk_norm", true, "this family has norms of queries and keys");
+  if (c.U32("shared_expert_intermediate_size", 0, kHiddenMax, 0) != 0)
+    c.Unsupported("shared_expert_intermediate_size", "a shared expert is not implemented in this family");
   ReadExperts(c, &spec, {"num_experts", "num_local_experts"});
   spec.gate.renormalize = c.Bool("norm_topk_prob", false);
   spec.expert_inter = c.U32("moe_intermediate_size", 1, kHiddenMax);
