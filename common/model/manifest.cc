@@ -19,7 +19,7 @@ namespace consilium {
 namespace {
 
 constexpr MonoTime kProgressUs = 2'000'000;
-constexpr unsigned kHashThreadsMax = 8;
+constexpr unsigned kHashThreadsMax = 16;
 
 // What a tensor's bytes mean; unequal lines for unequal meanings.
 std::string FormatLine(std::string_view what, const TensorInfo& t) {
@@ -107,7 +107,8 @@ class Hasher {
   absl::Status Run(const std::string& config_text) {
     started_ = NowUs();
     next_report_ = started_ + kProgressUs;
-    const unsigned threads = std::clamp(std::thread::hardware_concurrency(), 1u, kHashThreadsMax);
+    // Twice the cores: while one of two waits for the disk, the other hashes.
+    const unsigned threads = std::clamp(2 * std::thread::hardware_concurrency(), 2u, kHashThreadsMax);
     log::Info("import: hashing a model", {{"dir", dir_}, {"bytes", bytes_total_}, {"threads", threads}});
     std::vector<std::thread> others;
     for (unsigned i = 1; i < threads; ++i) others.emplace_back([this] { Work(); });

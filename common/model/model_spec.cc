@@ -110,8 +110,10 @@ absl::StatusOr<ModelSpec> ParseModelSpec(std::string_view config_text, const std
   RETURN_IF_ERROR(ParseQuantConfig(config_text, source).status());  // unsupported storage is refused here too
   if (unread != nullptr) {
     // Read above, not through these readers.
-    (void)config.Has("quantization_config");
-    (void)own->Has("quantization_config");
+    for (const char* key : {"quantization_config", "quantization"}) {
+      (void)config.Has(key);
+      (void)own->Has(key);
+    }
     *unread = config.Unread();
   }
   return spec;

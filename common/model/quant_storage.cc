@@ -153,6 +153,16 @@ absl::Status ReadCompressed(const Json& section, const std::string& where, Quant
   return ReadIgnore(section, "ignore", where, out);
 }
 
+// Mistral's own spelling, in params.json. Anything else under the key is another tool's storage.
+absl::Status ReadNativeFp8(const Json& section, const std::string& where, QuantConfig* out) {
+  const std::string format = TextOf(section, "qformat_weight");
+  if (format != "fp8_e4m3")
+    return Unimplemented(where + "qformat_weight: \"" + format.substr(0, 40) +
+                         "\" is not supported; supported: fp8_e4m3");
+  out->method = QuantConfig::Method::kFp8;
+  return absl::OkStatus();
+}
+
 // Modules that stay as they are, by name or pattern; patterns match from the beginning of the name.
 class IgnoreList {
  public:
@@ -355,6 +365,9 @@ absl::StatusOr<QuantConfig> ParseQuantConfig(std::string_view config_text, const
   const Json* section = Member(config, "quantization_config");
   if (section == nullptr) {
     if (const Json* text = Member(config, "text_config")) section = Member(*text, "quantization_config");
+  }
+  if (const Json* native = Member(config, "quantization"); section == nullptr && native != nullptr) {
+    RETURN_IF_ERROR(ReadNativeFp8(*native, source + ": quantization.", &out));
   }
   if (section == nullptr) return out;
   const std::string where = source + ": quantization_config";

@@ -13,7 +13,7 @@ namespace consilium {
 struct QuantConfig {
   enum class Method : uint8_t {
     kNone,
-    kFp8,            // quant_method fp8: E4M3 blocks with weight_scale_inv
+    kFp8,            // quant_method fp8: E4M3 blocks, or whole matrices, with weight_scale_inv
     kPackedInt4,     // compressed-tensors pack-quantized, symmetric, groups along the input
     kCompressedFp8,  // compressed-tensors float-quantized: E4M3 with weight_scale
     kMxfp4,          // gpt-oss

@@ -47,6 +47,11 @@ TEST(QuantConfig, KnownMethodsAreRead) {
 TEST(QuantConfig, EverythingElseIsRefusedByName) {
   EXPECT_THAT(Error({{"quant_method", "gptq"}}), HasSubstr("\"gptq\" is not supported; supported: fp8"));
   EXPECT_THAT(Error({{"quant_method", "fp8"}, {"fmt", "e5m2"}}), HasSubstr("fmt: \"e5m2\""));
+  const auto native = [](const char* text) { return ParseQuantConfig(text, "params.json"); };
+  EXPECT_EQ(native(R"({"quantization": {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"}})")->method,
+            Method::kFp8);
+  EXPECT_THAT(ToString(native(R"({"quantization": {"group_size": 64, "bits": 4}})").status()),
+              HasSubstr("params.json: quantization.qformat_weight: \"\" is not supported"));
   EXPECT_THAT(Error({{"quant_method", "fp8"}, {"weight_block_size", {0, 128}}}),
               HasSubstr("expected a number in 1.."));
   const auto changed = [](const char* path, const Json& value) {
@@ -208,6 +213,22 @@ TEST(StoredMatrix, LargeMatricesAreReadInPiecesThatPackAsTheWhole) {
   for (uint64_t n : store.reads) EXPECT_LE(n, kStagingBytes);
   for (uint32_t row : {0u, 511u, 512u, 1039u})
     EXPECT_EQ(kernels::WeightValue(*packed, row, 5), 1.0f + static_cast<float>(row * 8192 + 5));
+}
+
+TEST(StoredMatrix, PiecesOfALargeFp8MatrixShareItsOneScale) {
+  MemoryStore store;
+  TensorInfo t = Stored("q", DType::kF8E4m3, {kStagingBytes / 4096 + 16, 4096});
+  t.coding = Coding::kFp8Block;
+  t.range.offset = 0;
+  store.bytes.assign(t.range.length, std::byte{0x38});  // ones
+  t.scales = ByteRange{0, store.bytes.size(), 4};
+  const float scale = 3;
+  const auto* p = reinterpret_cast<const std::byte*>(&scale);
+  store.bytes.insert(store.bytes.end(), p, p + 4);
+  const auto packed = LoadMatrix(t, &store);
+  ASSERT_TRUE(packed.ok()) << ToString(packed.status());
+  for (uint32_t row : {0u, static_cast<uint32_t>(t.rows()) - 1})
+    EXPECT_EQ(kernels::WeightValue(*packed, row, 5), 3.0f);
 }
 
 // Gate and up interleaved in one range (read whole), down in MXFP4 with scales, in pieces.

@@ -107,11 +107,16 @@ absl::StatusOr<std::string> ApiClient::Chat(const std::vector<ChatMessage>& mess
 }
 
 absl::StatusOr<StreamUsage> ApiClient::Complete(const std::vector<uint32_t>& prompt, uint32_t tokens,
-                                                int64_t seed, const std::function<void()>& on_event) {
-  const Json body = {{"model", model_},      {"prompt", prompt},
-                     {"max_tokens", tokens}, {"ignore_eos", true},
-                     {"temperature", 1.0},   {"seed", seed},
-                     {"stream", true},       {"stream_options", {{"include_usage", true}}}};
+                                                int64_t seed, double temperature,
+                                                const std::function<void()>& on_event) {
+  const Json body = {{"model", model_},
+                     {"prompt", prompt},
+                     {"max_tokens", tokens},
+                     {"ignore_eos", true},
+                     {"temperature", temperature},
+                     {"seed", seed},
+                     {"stream", true},
+                     {"stream_options", {{"include_usage", true}}}};
   StreamUsage usage;
   RETURN_IF_ERROR(StreamJson(http_.get(), prefix_ + "/v1/completions", body, [&](const Json& event) {
     if (event.contains("choices") && !event["choices"].empty()) on_event();

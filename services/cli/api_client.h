@@ -50,7 +50,7 @@ class ApiClient {
   // Streams exactly `tokens` tokens after a prompt of token ids; on_event at each event that carries a
   // choice.
   absl::StatusOr<StreamUsage> Complete(const std::vector<uint32_t>& prompt, uint32_t tokens, int64_t seed,
-                                       const std::function<void()>& on_event);
+                                       double temperature, const std::function<void()>& on_event);
 
  private:
   ApiClient();

@@ -52,11 +52,12 @@ void Client(const BenchOptions& options, uint64_t first_request, std::atomic<uin
     if (!api.ok()) {
       usage = api.status();
     } else {
-      usage = (*api)->Complete(prompt, options.output_tokens, static_cast<int64_t>(request), [&] {
-        const Clock::time_point now = Clock::now();
-        last == begin ? ttft = Seconds(now - begin) : (gaps.push_back(Seconds(now - last)), 0.0);
-        last = now;
-      });
+      usage = (*api)->Complete(
+          prompt, options.output_tokens, static_cast<int64_t>(request), options.temperature, [&] {
+            const Clock::time_point now = Clock::now();
+            last == begin ? ttft = Seconds(now - begin) : (gaps.push_back(Seconds(now - last)), 0.0);
+            last = now;
+          });
     }
     std::lock_guard<std::mutex> lock(*mutex);
     if (!usage.ok()) {
@@ -140,7 +141,7 @@ int RunBench(const BenchOptions& options) {
   if (!api.ok()) return Fail(Message(api.status()));
   BenchOptions fixed = options;
   fixed.target.model = (*api)->model();
-  if (const auto warm = (*api)->Complete(Prompt(fixed, 0), 2, 1, [] {}); !warm.ok())
+  if (const auto warm = (*api)->Complete(Prompt(fixed, 0), 2, 1, 0.0, [] {}); !warm.ok())
     return Fail(Message(warm.status()));
 
   nlohmann::ordered_json json = {{"url", fixed.target.url},

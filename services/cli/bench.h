@@ -18,6 +18,7 @@ struct BenchOptions {
   uint32_t requests = 0;       // a level; 0: 4 a client, at least 8
   uint32_t vocabulary = 1000;  // prompt ids are drawn from 10..vocabulary-1
   int64_t seed = 1;
+  double temperature = 1;
   std::string json_file;
 };
 

@@ -97,6 +97,7 @@ struct Bench {
     o->Add(&options.output_tokens, "output-tokens", "tokens of an answer", 1u, 1u << 20);
     o->Add(&options.requests, "requests", "requests of one run; 0: 4 a stream, at least 8", 0u, 1u << 24);
     o->Add(&options.vocabulary, "vocabulary", "prompt ids are drawn from 10 to this", 11u, 1u << 20);
+    o->Add(&options.temperature, "temperature", "0: always the likeliest token", 0.0, 2.0);
     o->Add(&options.seed, "seed", "of prompts and sampling", int64_t{0}, int64_t{1} << 40);
     o->Add(&options.json_file, "json", "write the results to this file");
   }

@@ -16,7 +16,7 @@ void UpOptions::AddTo(Options* o) {
          "Hugging Face folder of the model, or a .gguf file; empty: models/demo of this checkout");
   o->Add(&model_name, "model-name", "name of the model in the API; empty: the folder's name");
   o->Add(&attention, "attention", "attention workers", 1u, 64u);
-  o->Add(&experts, "experts", "expert shards", 1u, 256u);
+  o->Add(&experts, "experts", "expert shards; 0: 3, or 1 with --inprocess", 0u, 256u);
   o->Add(&replicas, "replicas", "copies of each expert, on different shards", 1u, 64u);
   o->Add(&tool_parser, "tool-parser", "format of the model's tool calls; names: consilium-gateway --help");
   o->Add(&reasoning_parser, "reasoning-parser",
@@ -57,6 +57,7 @@ void UpOptions::Complete() {
     model_name = model.ends_with(".gguf") ? fs::path(model).stem() : fs::path(model).filename();
   if (state_dir.empty()) state_dir = DefaultStateDir();
   state_dir = fs::absolute(state_dir, ignored).lexically_normal();
+  if (experts == 0) experts = std::max(replicas, inprocess ? 1u : 3u);
   if (threads == 0) {
     cpu_set_t set;
     const long cores =

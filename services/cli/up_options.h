@@ -14,7 +14,7 @@ struct UpOptions {
   std::string model;       // folder; empty: models/demo of this checkout
   std::string model_name;  // as the API shows it; empty: the folder's name
   uint32_t attention = 1;  // attention workers
-  uint32_t experts = 3;    // expert shards
+  uint32_t experts = 0;    // expert shards; 0: 3, or 1 in one process, where more only share its cores
   uint32_t replicas = 1;   // copies of each expert
   std::string tool_parser = "auto", reasoning_parser = "auto";
   std::string host = "127.0.0.1";

@@ -9,7 +9,7 @@
 
 namespace consilium {
 namespace {
-constexpr unsigned kLoaderThreadsMax = 4;  // enough to keep a disk busy while others check sums and pack
+constexpr unsigned kLoaderThreadsMax = 8;
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ExpertHost>> ExpertHost::Create(ExpertHostOptions options, BufferPool* pool,
@@ -36,7 +36,8 @@ absl::StatusOr<std::unique_ptr<ExpertHost>> ExpertHost::Create(ExpertHostOptions
     if (entry == nullptr) return NotFound("the model has no such expert");
     return h->backend_->Load(*entry, h->store_.get());
   };
-  config.loader_threads = std::clamp(std::thread::hardware_concurrency(), 1u, kLoaderThreadsMax);
+  // Twice the cores: while one of two waits for the disk, the other checks sums and packs.
+  config.loader_threads = std::clamp(2 * std::thread::hardware_concurrency(), 2u, kLoaderThreadsMax);
   config.on_host_changed = h->options_.on_host_changed;
   config.on_op_done = [h](const expert_action::OpDone& done) { h->OnOpDone(done); };
   h->shard_ = std::make_unique<ExpertShard>(std::move(config), h->backend_.get(), pool, metrics);

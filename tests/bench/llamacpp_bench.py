@@ -2,7 +2,7 @@
 """Decode speed beside llama.cpp: the same random GGUF model (Qwen3-MoE's architecture) on the same cores.
 
 Question: tokens/s that streams get together, at 1, 4 and 16 streams, of `consilium up --inprocess` through its HTTP API
-(`consilium bench`: all of a request's time, prompts of 8 tokens) and of llama.cpp's llama-batched-bench (S_TG: decoding
+(`consilium bench`: all of a request's time, prompts of 8 tokens, greedy) and of llama.cpp's llama-batched-bench (S_TG: decoding
 alone), in turn, medians of the rounds. Classes: i8g32 computes as llama.cpp does (rows quantised to 8 bits, integer dots); f32 is exact.
 Bound: >= 1 at 1, 4 and 16 streams in class i8g32.
 
@@ -102,10 +102,10 @@ def active_bytes(kind, layers):
 
 
 def ours(model, threads, numerics):
-    with Cluster("--inprocess", "--model", str(model), "--threads", str(threads), "--numerics", numerics) as c, \
+    with Cluster("--threads", str(threads), "--numerics", numerics, model=model, experts=1, inprocess=True) as c, \
             tempfile.NamedTemporaryFile(suffix=".json") as out:
         subprocess.run([str(BIN / "consilium"), "bench", "--url", c.url, "--concurrency", ",".join(map(str, STREAMS)),
-                        "--prompt-tokens", str(PROMPT), "--output-tokens", str(OUTPUT), "--requests", "16", "--json", out.name],
+                        "--prompt-tokens", str(PROMPT), "--output-tokens", str(OUTPUT), "--requests", "16", "--temperature", "0", "--json", out.name],
                        check=True, stdout=subprocess.DEVNULL)
         levels = json.load(open(out.name))["levels"]
     return {level["concurrency"]: level["output_tokens_per_s"] for level in levels}

@@ -11,6 +11,7 @@ ModelSpec Read(ConfigReader& c) {
   ModelSpec spec;
   ReadGqaModel(c, &spec, /*tied=*/true);
   c.ExpectBool("use_bias", false, "biases of this family are not implemented");
+  c.ExpectBool("use_rmsnorm", true, "norms with a mean are not implemented in this family");
   ReadExperts(c, &spec, {"moe_num_experts"}, "moe_k");
   spec.gate.has_bias = true;
   spec.gate.renormalize = true;

@@ -54,8 +54,6 @@ ModelSpec ReadNative(ConfigReader& c) {
   spec.context = c.U32("max_position_embeddings", 1, 1 << 26);
   spec.norm_eps = static_cast<float>(c.Number("norm_eps", 1e-30, 1));
   spec.tied_embeddings = c.Bool("tied_embeddings", false);
-  if (c.Has("quantization"))
-    c.Unsupported("quantization", "quantised storage is not supported in this layout");
   spec.layers.assign(c.U32("n_layers", 1, kLayersMax), LayerSpec{});
 
   spec.mla_attention = true;
