@@ -139,13 +139,14 @@ def run_integration(counts, args):
     if args.preset != "release":
         say(f"\n== integration: not run with {args.preset}")
         return
-    folder = ROOT / "tests/integration"
     os.environ["CONSILIUM_BIN_DIR"] = str(args.build_dir / "bin")
-    sys.path.insert(0, str(folder))
-    loader = unittest.TestLoader()
-    if args.filter:
-        loader.testNamePatterns = [f"*{args.filter}*"]
-    suite = loader.discover(str(folder), pattern="*_test.py", top_level_dir=str(folder))
+    suite = unittest.TestSuite()
+    for folder in (ROOT / "tests/releases", ROOT / "tests/integration"):
+        sys.path.insert(0, str(folder))
+        loader = unittest.TestLoader()
+        if args.filter:
+            loader.testNamePatterns = [f"*{args.filter}*"]
+        suite.addTests(loader.discover(str(folder), pattern="*_test.py", top_level_dir=str(folder)))
     result = unittest.TextTestRunner(stream=sys.stdout, verbosity=2, resultclass=Recorder).run(suite)
     counts.passed += result.passed
     for test, trace in result.failures + result.errors:
