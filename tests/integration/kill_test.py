@@ -31,10 +31,13 @@ def streamed(url, body, started):
     return "done", events, ""
 
 
-class KillTest(unittest.TestCase):
+class Killing:
+    FLAGS = ()
+    WORKERS = 1
+
     @classmethod
     def setUpClass(cls):
-        cls.cluster = cluster.Cluster(experts=3)
+        cls.cluster = cluster.Cluster(*cls.FLAGS, experts=3, attention=cls.WORKERS)
         cls.cluster.start()
         cls.truth = [cls.run_one(body) for body in BODIES]
 
@@ -77,6 +80,8 @@ class KillTest(unittest.TestCase):
         self.assertEqual(api.all_at_once(self.cluster.url, [api.Request("/v1/completions", b, True) for b in BODIES]),
                          self.truth)
 
+
+class KillTest(Killing, unittest.TestCase):
     def test_expert_shard(self):
         self.kill_while_busy("expert", must_finish=False)
 
@@ -101,6 +106,18 @@ class KillTest(unittest.TestCase):
         os.kill(gateway["pid"], signal.SIGKILL)
         self.assertEqual(c.wait_restarted(gateway["name"], gateway["pid"])["address"], gateway["address"])
         self.assert_works_again("gateway")
+
+
+class NothingIsNoticedWithReplicasTest(Killing, unittest.TestCase):
+    """Every expert twice, two attention workers, experts quantised at load: no request is lost, no token differs."""
+    FLAGS = ("--replicas", "2", "--numerics", "i8g32", "--weights-as", "int8")
+    WORKERS = 2
+
+    def test_expert_shard(self):
+        self.kill_while_busy("expert", must_finish=True)
+
+    def test_attention_worker(self):
+        self.kill_while_busy("attention", must_finish=True)
 
 
 if __name__ == "__main__":
