@@ -113,14 +113,14 @@ class SupervisorTest(unittest.TestCase):
         self.assertIn("model.safetensors: expected 10 bytes, got 5", run.stderr)
 
     def test_bad_flags_end_with_two_and_one_line(self):
-        for flags, text in [(["--experts", "0"], "--experts: expected an integer in 1..256, got \"0\""),
+        for flags, text in [(["--experts", "257"], "--experts: expected an integer in 0..256, got \"257\""),
                             (["--nope"], "unknown argument \"--nope\""),
                             (["--ops", "mmx"], "--ops: expected one of")]:
             run = self.run_up(*flags)
             self.assertEqual(run.returncode, 2, run.stderr)
             self.assertEqual(len(run.stderr.splitlines()), 1, run.stderr)
             self.assertIn(text, run.stderr)
-        for flags, text in [(["--replicas", "4"], "--replicas: expected at most --experts (3), got 4"),
+        for flags, text in [(["--experts", "3", "--replicas", "4"], "--replicas: expected at most --experts (3), got 4"),
                             (["--model", "/no/such"], "/no/such")]:
             run = self.run_up(*flags)
             self.assertEqual(run.returncode, 1, run.stderr)
