@@ -16,6 +16,7 @@
 #include "common/model/model_spec.h"
 #include "common/model/model_store.h"
 #include "common/model/stored_matrix.h"
+#include "tests/golden/gguf_pairs.h"
 
 namespace consilium {
 namespace {
@@ -207,19 +208,7 @@ TEST(GgufModel, MlaRanksAndScalingComeThroughAsInTheConfig) {
 
 // Every number that the metadata can say is the one in the config.json they were made from.
 TEST(GgufModel, ArchitecturesAreDescribedAsTheirConfigs) {
-  constexpr std::pair<const char*, const char*> kPairs[] = {{"gguf_qwen2moe", "qwen2_moe"},
-                                                            {"gguf_granitemoe", "granitemoe"},
-                                                            {"gguf_granitemoe_shared", "granitemoeshared"},
-                                                            {"gguf_glm4moe", "glm4_moe"},
-                                                            {"gguf_deepseek2_lite", "deepseek_v2_lite"},
-                                                            {"gguf_deepseek2_lite_old", "deepseek_v2_lite"},
-                                                            {"gguf_dots1", "dots1"},
-                                                            {"gguf_ernie4_5_moe", "ernie4_5_moe"},
-                                                            {"gguf_hunyuan_moe", "hunyuan_v1_moe"},
-                                                            {"gguf_minimax_m2", "minimax_m2"},
-                                                            {"gguf_dbrx", "dbrx"},
-                                                            {"gguf_grok", "grok1"}};
-  for (const auto& [file, folder] : kPairs) {
+  for (const auto& [file, folder] : kGgufPairs) {
     const auto a = ReadModelSpec(Golden(file)), b = ReadModelSpec(Golden(folder));
     ASSERT_TRUE(a.ok() && b.ok()) << file << ToString(a.status()) << ToString(b.status());
     EXPECT_EQ(a->family, b->family);

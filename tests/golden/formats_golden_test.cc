@@ -2,6 +2,7 @@
 // router choices, greedy continuations. GGUF folders hold nothing but the file: configuration comes from its
 // metadata.
 #include "common/model/model_spec.h"
+#include "tests/golden/gguf_pairs.h"
 #include "tests/golden/verdicts.h"
 
 namespace consilium {
@@ -49,22 +50,14 @@ constexpr Case kStorage[] = {{"deepseek_v3_fp8"},        {"kimi_k2_int4"},      
                              {"gguf_mixtral_q8_0"},      {"gguf_mixtral_q4_1"},   {"gguf_mixtral_q5_0"},
                              {"gguf_mixtral_q5_1"},      {"gguf_qwen3moe_q5_k"},  {"gguf_olmoe_q4_0"},
                              {"gguf_qwen3moe_q4_k_q6_k"}};
-// The weights of a bf16 folder, bit for bit, as llama.cpp's converter writes them.
-constexpr Case kArchitectures[] = {{"gguf_qwen2moe", "qwen2_moe"},
-                                   {"gguf_granitemoe", "granitemoe"},
-                                   {"gguf_granitemoe_shared", "granitemoeshared"},
-                                   {"gguf_glm4moe", "glm4_moe"},
-                                   {"gguf_deepseek2_lite", "deepseek_v2_lite"},
-                                   {"gguf_deepseek2_lite_old", "deepseek_v2_lite"},
-                                   {"gguf_dots1", "dots1"},
-                                   {"gguf_ernie4_5_moe", "ernie4_5_moe"},
-                                   {"gguf_hunyuan_moe", "hunyuan_v1_moe"},
-                                   {"gguf_minimax_m2", "minimax_m2"},
-                                   {"gguf_dbrx", "dbrx"},
-                                   {"gguf_grok", "grok1"}};
+std::vector<Case> Architectures() {
+  std::vector<Case> cases;
+  for (const GgufPair& pair : kGgufPairs) cases.push_back({pair.gguf, pair.folder});
+  return cases;
+}
 std::string NameOf(const ::testing::TestParamInfo<Case>& info) { return info.param.folder; }
 INSTANTIATE_TEST_SUITE_P(Storage, Format, ::testing::ValuesIn(kStorage), NameOf);
-INSTANTIATE_TEST_SUITE_P(GgufArchitectures, Format, ::testing::ValuesIn(kArchitectures), NameOf);
+INSTANTIATE_TEST_SUITE_P(GgufArchitectures, Format, ::testing::ValuesIn(Architectures()), NameOf);
 
 // Llama-4's chunks and temperature steps are constants of llama.cpp in GGUF, other ones than in the bf16
 // folder: so llama.cpp's own logits are the truth (gguf_llamacpp.py), of outputs only.
