@@ -10,8 +10,6 @@
 namespace consilium {
 namespace {
 
-constexpr uint64_t kPieceBytes = uint64_t{4} << 20;
-
 // Opens each file at its first read and keeps it open; reads of one file run in parallel (pread has no shared
 // offset).
 class FolderStore final : public ModelStore {
@@ -111,9 +109,9 @@ uint64_t ExpertEntry::bytes() const {
 
 absl::Status ReadPieces(ModelStore* store, const ByteRange& range, std::vector<std::byte>* buffer,
                         const std::function<void(std::span<const std::byte>)>& take) {
-  if (const uint64_t n = std::min(kPieceBytes, range.length); buffer->size() < n) buffer->resize(n);
+  if (const uint64_t n = std::min(kStagingBytes, range.length); buffer->size() < n) buffer->resize(n);
   for (uint64_t done = 0; done < range.length;) {
-    const uint64_t n = std::min(kPieceBytes, range.length - done);
+    const uint64_t n = std::min(kStagingBytes, range.length - done);
     const std::span<std::byte> bytes(buffer->data(), n);
     RETURN_IF_ERROR(store->Read(ByteRange{range.file, range.offset + done, n}, bytes));
     take(bytes);

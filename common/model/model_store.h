@@ -112,7 +112,9 @@ class ModelStore {
 };
 std::unique_ptr<ModelStore> OpenFolderStore(const Manifest& manifest);
 
-// Calls `take` with the bytes of a range, some MiB at a time, in order. `buffer`: workspace.
+// Of a model's files that one thread holds at a time.
+inline constexpr uint64_t kStagingBytes = uint64_t{4} << 20;
+// Calls `take` with the bytes of a range, at most kStagingBytes at a time, in order. `buffer`: workspace.
 absl::Status ReadPieces(ModelStore* store, const ByteRange& range, std::vector<std::byte>* buffer,
                         const std::function<void(std::span<const std::byte>)>& take);
 

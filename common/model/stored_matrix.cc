@@ -245,7 +245,7 @@ absl::Status PackPiece(const WeightSource& source, uint32_t at, uint32_t out, We
     matrix->in = piece.in;
     matrix->format = piece.format;
     matrix->scale = piece.scale;
-    matrix->data = kernels::AllocateAligned(matrix->bytes());
+    matrix->data = kernels::AllocateFresh(matrix->bytes());
   }
   std::memcpy(matrix->data.get() + at / kernels::kPanelColumns * matrix->panel_bytes(), piece.data.get(),
               piece.bytes());

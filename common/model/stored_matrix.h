@@ -45,7 +45,6 @@ absl::StatusOr<std::vector<float>> WidenTensor(const TensorInfo& tensor, TensorB
 
 // The matrix packed in the form of its coding, read some rows at a time where the order of rows allows it: at
 // most kStagingBytes of the source lie in memory beside it then.
-inline constexpr uint64_t kStagingBytes = uint64_t{4} << 20;
 absl::StatusOr<kernels::PackedMatrix> LoadMatrix(const TensorInfo& tensor, ModelStore* store);
 
 // The form that the tensor's matrix has in memory when it is packed as stored.

@@ -4,36 +4,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <atomic>
-#include <cstdlib>
 #include <deque>
-#include <new>
 
 #include "common/base/status.h"
+#include "common/testing/allocation_count.h"
 #include "common/testing/tiny_checkpoint.h"
-
-// Counts allocations of this program, to see that stages make none once warm.
-static std::atomic<uint64_t> g_allocations{0};
-static void* Counted(size_t bytes, size_t align) {
-  ++g_allocations;
-  void* p = align > alignof(std::max_align_t) ? std::aligned_alloc(align, (bytes + align - 1) / align * align)
-                                              : std::malloc(bytes);
-  if (p == nullptr) throw std::bad_alloc();
-  return p;
-}
-#pragma GCC diagnostic ignored "-Wmismatched-new-delete"  // new and delete are both replaced here
-void* operator new(size_t n) { return Counted(n, 0); }
-void* operator new[](size_t n) { return Counted(n, 0); }
-void* operator new(size_t n, std::align_val_t a) { return Counted(n, static_cast<size_t>(a)); }
-void* operator new[](size_t n, std::align_val_t a) { return Counted(n, static_cast<size_t>(a)); }
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete[](void* p) noexcept { std::free(p); }
-void operator delete(void* p, size_t) noexcept { std::free(p); }
-void operator delete[](void* p, size_t) noexcept { std::free(p); }
-void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete[](void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
-void operator delete[](void* p, size_t, std::align_val_t) noexcept { std::free(p); }
 
 namespace consilium {
 namespace {
@@ -96,9 +71,9 @@ class CpuLayerBackendTest : public ::testing::Test {
     FlightBatch batch;
     Fill(&batch, 5);
     Walk(batch);
-    const uint64_t before = g_allocations;
+    const uint64_t before = allocations;
     Walk(batch);
-    EXPECT_EQ(g_allocations - before, 1u);  // StageOut::samples
+    EXPECT_EQ(allocations - before, 1u);  // StageOut::samples
   }
 
   TemporaryFolder folder_;

@@ -12,12 +12,11 @@
 namespace consilium {
 
 struct SchedulerSequence {
-  uint64_t tenant_tokens = 0;  // virtual counter of its tenant (fairness)
-  uint32_t tokens = 0;         // known tokens; rows wanted: tokens - computed
-  uint32_t computed = 0;       // positions with KV
-  uint32_t blocks = 0;         // pages held
-  uint32_t sole_blocks = 0;    // of these held by nobody else
-  bool decode = false;         // its one row gives the next token of a running choice
+  uint32_t tokens = 0;       // known tokens; rows wanted: tokens - computed
+  uint32_t computed = 0;     // positions with KV
+  uint32_t blocks = 0;       // pages held
+  uint32_t sole_blocks = 0;  // of these held by nobody else
+  bool decode = false;       // its one row gives the next token of a running choice
   bool in_flight = false;
 };
 struct SchedulerView {

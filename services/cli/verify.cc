@@ -150,16 +150,7 @@ class Verifier {
  private:
   // Where in the computation a check lies.
   static std::pair<uint32_t, Kind> Stage(const GoldenCheck& check) {
-    switch (check.kind) {
-      case Kind::kHidden:
-        return {check.layer, check.kind};
-      case Kind::kRouterIds:
-      case Kind::kRouterWeights:
-      case Kind::kRouterLogits:
-        return {check.layer, check.kind};
-      default:
-        return {UINT32_MAX, check.kind};
-    }
+    return {check.kind <= Kind::kRouterLogits ? check.layer : UINT32_MAX, check.kind};
   }
 
   uint32_t BlocksNeeded() const {
