@@ -135,6 +135,15 @@ class Recorder(unittest.TextTestResult):
         super().addSuccess(test)
 
 
+def cases(suite):
+    """The cases of nested suites, in order."""
+    for item in suite:
+        if isinstance(item, unittest.TestSuite):
+            yield from cases(item)
+        else:
+            yield item
+
+
 def run_integration(counts, args):
     if args.preset != "release":
         say(f"\n== integration: not run with {args.preset}")
@@ -143,10 +152,8 @@ def run_integration(counts, args):
     suite = unittest.TestSuite()
     for folder in (ROOT / "tests/releases", ROOT / "tests/integration"):
         sys.path.insert(0, str(folder))
-        loader = unittest.TestLoader()
-        if args.filter:
-            loader.testNamePatterns = [f"*{args.filter}*"]
-        suite.addTests(loader.discover(str(folder), pattern="*_test.py", top_level_dir=str(folder)))
+        found = unittest.TestLoader().discover(str(folder), pattern="*_test.py", top_level_dir=str(folder))
+        suite.addTests(case for case in cases(found) if re.search(args.filter, case.id()))
     result = unittest.TextTestRunner(stream=sys.stdout, verbosity=2, resultclass=Recorder).run(suite)
     counts.passed += result.passed
     for test, trace in result.failures + result.errors:
