@@ -27,6 +27,7 @@ using ShardId =
 using CallId = StrongId<struct CallTag, uint64_t>;  // one expert call; rises per (router, shard, lane) stream
 using FlightId = StrongId<struct FlightTag, uint32_t>;  // slot of a micro-batch in flight
 using KvBlockId = StrongId<struct KvBlockTag, uint32_t>;
+using StateId = StrongId<struct StateTag, uint32_t>;  // slot of a recurrent state
 
 // Placement epoch: (lease term, sequence). Information only on data calls; never a reason to reject one.
 struct Epoch {

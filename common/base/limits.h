@@ -14,6 +14,11 @@ inline constexpr size_t kRejectTextBytesMax = 256;
 // KV pages: small enough for useful prefix hits, and a divisor of the attention fold (64 keys).
 inline constexpr uint32_t kKvBlockTokens = 16;
 inline constexpr uint32_t kAttentionFoldKeys = 64;
+// Recurrent states: one is kept for the prefix cache at each multiple of this many tokens (of pages), so that
+// a hit computes fewer than these anew. The least slots that let a sequence go on: the state that a flight
+// reads and the one it leaves.
+inline constexpr uint32_t kStateSnapshotTokens = 256;
+inline constexpr uint32_t kStateSlotsMin = 2;
 
 // Micro-batches: rows of one flight, and flights at a time. Rows x top-k x hidden x 4 B bounds the return
 // buffers (I1).
@@ -42,6 +47,8 @@ inline constexpr uint32_t kBindingsMax = 4096;
 inline constexpr size_t kFinishedOpsMax = 1024;
 // A transport takes frames up to the cap plus this much (headers and tables of the largest payload).
 inline constexpr size_t kFrameSlackBytes = size_t{64} << 10;
+// Streams at the local socket of a shard: two a router, as many as a controller's members.
+inline constexpr size_t kLocalStreamsMax = 2 * 4096;
 // Frames waiting in a transport's writer; credits bound them long before.
 inline constexpr size_t kLinkQueueFramesMax = 65536;
 

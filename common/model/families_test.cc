@@ -84,7 +84,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Folder{"mistral4", "mistral4"}, Folder{"mistral_large_3", "mistral_large_3"},
                       Folder{"mixtral", "mixtral"}, Folder{"olmoe", "olmoe"}, Folder{"phimoe", "phimoe"},
                       Folder{"qwen2_moe", "qwen2_moe"}, Folder{"qwen3_moe", "qwen3_moe"},
-                      Folder{"qwen3_moe_fused", "qwen3_moe"}),
+                      Folder{"qwen3_moe_fused", "qwen3_moe"}, Folder{"qwen3_next", "qwen3_next"},
+                      Folder{"qwen3_5_moe", "qwen3_5_moe", true}),
     [](const auto& param_info) { return std::string(param_info.param.name); });
 
 nlohmann::json ConfigOf(const std::string& file) {
@@ -108,6 +109,28 @@ TEST(Families, ScaledYarnOfMistralsOwnLayoutIsThatOfTheClass) {
   EXPECT_EQ(scaled->gate.renormalize, golden->gate.renormalize);
   native["yarn"].erase("apply_scale");  // on unless it is off, as vLLM has it
   EXPECT_EQ(ParseModelSpec(native.dump(), "x/params.json")->mla.scale, golden->mla.scale);
+}
+
+TEST(Families, LayersOfQwen3Next) {
+  nlohmann::json c = ConfigOf("qwen3_next/config.json");
+  const auto read = [&] { return *ParseModelSpec(c.dump(), "config.json"); };
+  const ModelSpec spec = read();
+  EXPECT_EQ(spec.layers[0].mixer, Mixer::kDeltaNet);
+  EXPECT_EQ(spec.layers[3].mixer, Mixer::kAttention);
+  EXPECT_EQ(spec.delta_net.channels(), 2u * 32 + 64);
+  EXPECT_EQ(spec.kv_page_bytes(), 4u * 16 * 2 * 2 * 32) << "of the one layer with attention";
+  EXPECT_EQ(spec.state_floats(0), 3u * 128 + 4 * 16 * 16);
+  EXPECT_EQ(spec.state_floats(3), 0u);
+  EXPECT_EQ(spec.state_bytes(), 4u * 3 * spec.state_floats(0));
+  EXPECT_EQ(spec.rope.dims, 8u);
+  EXPECT_TRUE(spec.gqa.out_gate && spec.norm_plus_one && spec.shared_gate && spec.gate.renormalize);
+  c.erase("layer_types");
+  c["full_attention_interval"] = 2;
+  std::string kinds;
+  for (const LayerSpec& l : read().layers) kinds += l.mixer == Mixer::kDeltaNet ? 'd' : 'a';
+  EXPECT_EQ(kinds, "dada");
+  c["linear_value_head_dim"] = 17;  // whole panels of 16 lanes
+  EXPECT_EQ(read().delta_net.head_state_floats(), 16u * 32);
 }
 
 // As the released Hunyuan-A13B writes them.

@@ -50,6 +50,13 @@ absl::StatusOr<std::string> ReadTextFile(const std::string& path, size_t bytes_m
   return text;
 }
 
+absl::Status MakeFolderOf(const std::string& path) {
+  std::error_code error;
+  std::filesystem::create_directories(std::filesystem::path(path).parent_path(), error);
+  if (error) return Unavailable(path + ": cannot make its folder: " + error.message());
+  return absl::OkStatus();
+}
+
 absl::Status WriteFileAtomically(const std::string& path, std::string_view text) {
   std::string temporary = path + ".XXXXXX";
   const int fd = ::mkstemp(temporary.data());
@@ -70,8 +77,7 @@ absl::Status WriteFileAtomically(const std::string& path, std::string_view text)
 }
 
 absl::StatusOr<FileLock> FileLock::Acquire(const std::string& path, std::string_view what) {
-  std::error_code ignored;  // a folder that cannot be made shows at open
-  std::filesystem::create_directories(std::filesystem::path(path).parent_path(), ignored);
+  RETURN_IF_ERROR(MakeFolderOf(path));
   const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (fd < 0) return ErrnoStatus(path, "cannot open");
   FileLock lock(fd);

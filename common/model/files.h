@@ -23,6 +23,8 @@ absl::StatusOr<FileStamp> StampFile(const std::string& path);
 
 // The whole file. NOT_FOUND when it is not there, INVALID_ARGUMENT above `bytes_max`.
 absl::StatusOr<std::string> ReadTextFile(const std::string& path, size_t bytes_max);
+// Makes the folder that `path` lies in, and those above it.
+absl::Status MakeFolderOf(const std::string& path);
 // Writes to a temporary name beside `path`, syncs, then renames: readers see the old or the new text, never a
 // part.
 absl::Status WriteFileAtomically(const std::string& path, std::string_view text);

@@ -58,9 +58,12 @@ constexpr GgmlType kGgmlTypes[] = {
     {6, Coding::kQ5_0, DType::kU8, 32, 22},   {7, Coding::kQ5_1, DType::kU8, 32, 24},
     {12, Coding::kQ4K, DType::kU8, 256, 144}, {13, Coding::kQ5K, DType::kU8, 256, 176},
     {14, Coding::kQ6K, DType::kU8, 256, 210}, {39, Coding::kMxfp4Ggml, DType::kU8, 32, 17},
+    {10, Coding::kQ2K, DType::kU8, 256, 84},  {11, Coding::kQ3K, DType::kU8, 256, 110},
+    {20, Coding::kIq4Nl, DType::kU8, 32, 18}, {23, Coding::kIq4Xs, DType::kU8, 256, 136},
 };
 constexpr std::string_view kGgmlSupported =
-    "F32 0, F16 1, Q4_0 2, Q4_1 3, Q5_0 6, Q5_1 7, Q8_0 8, Q4_K 12, Q5_K 13, Q6_K 14, BF16 30, MXFP4 39";
+    "F32 0, F16 1, Q4_0 2, Q4_1 3, Q5_0 6, Q5_1 7, Q8_0 8, Q2_K 10, Q3_K 11, Q4_K 12, Q5_K 13, Q6_K 14, "
+    "IQ4_NL 20, IQ4_XS 23, BF16 30, MXFP4 39";
 
 // Walks the header. The first failure is kept; reads after it give zero.
 class Cursor {

@@ -28,9 +28,11 @@ struct Case {
   bool has_minimum;  // values are d * q + m: the package rounds twice, we once
 };
 constexpr Case kCases[] = {
-    {"Q4_0", Coding::kQ4_0, false}, {"Q4_1", Coding::kQ4_1, true},  {"Q5_0", Coding::kQ5_0, false},
-    {"Q5_1", Coding::kQ5_1, true},  {"Q8_0", Coding::kQ8_0, false}, {"Q4_K", Coding::kQ4K, true},
-    {"Q5_K", Coding::kQ5K, true},   {"Q6_K", Coding::kQ6K, false},  {"MXFP4", Coding::kMxfp4Ggml, false}};
+    {"Q4_0", Coding::kQ4_0, false},   {"Q4_1", Coding::kQ4_1, true},  {"Q5_0", Coding::kQ5_0, false},
+    {"Q5_1", Coding::kQ5_1, true},    {"Q8_0", Coding::kQ8_0, false}, {"Q4_K", Coding::kQ4K, true},
+    {"Q5_K", Coding::kQ5K, true},     {"Q6_K", Coding::kQ6K, false},  {"MXFP4", Coding::kMxfp4Ggml, false},
+    {"Q2_K", Coding::kQ2K, true},     {"Q3_K", Coding::kQ3K, false},  {"IQ4_NL", Coding::kIq4Nl, false},
+    {"IQ4_XS", Coding::kIq4Xs, false}};
 
 class GgufBlocks : public ::testing::TestWithParam<Case> {};
 
@@ -44,7 +46,7 @@ TEST_P(GgufBlocks, HoldTheValuesThatGgmlReads) {
   t.dtype = DType::kU8;
   t.shape = {1, recorded.at("columns").get<uint64_t>()};
   t.range.length = blocks.size();
-  const auto got = WidenTensor(t, {blocks, {}});
+  const auto got = WidenTensor(t, {blocks, {}, {}});
   ASSERT_TRUE(got.ok()) << ToString(got.status());
   ASSERT_EQ(got->size() * sizeof(float), raw.size());
   std::vector<float> want(got->size());

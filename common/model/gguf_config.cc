@@ -23,7 +23,7 @@ constexpr ArchName kArchs[] = {
     {"dots1", GgufArch::kDots1},         {"ernie4_5-moe", GgufArch::kErnie},
     {"hunyuan-moe", GgufArch::kHunyuan}, {"minimax-m2", GgufArch::kMinimax},
     {"dbrx", GgufArch::kDbrx},           {"grok", GgufArch::kGrok},
-    {"llama4", GgufArch::kLlama4},
+    {"llama4", GgufArch::kLlama4},       {"lfm2moe", GgufArch::kLfm2},
 };
 
 bool HasTensor(const Gguf& gguf, std::string_view suffix) {
@@ -256,6 +256,23 @@ void AddLlama4(GgufKeys& k, Json* out) {
   j["floor_scale"] = 8192;
 }
 
+// Layers without key heads are short convolutions.
+void AddLfm2(GgufKeys& k, const Gguf& gguf, Json* out) {
+  Json& j = *out;
+  j["model_type"] = "lfm2_moe";
+  j["norm_eps"] = j["rms_norm_eps"];
+  j["conv_L_cache"] = k.Need("shortconv.l_cache");
+  j["moe_intermediate_size"] = k.Need("expert_feed_forward_length");
+  j["num_dense_layers"] = k.Integer("leading_dense_block_count").value_or(0);
+  j["use_expert_bias"] = HasTensor(gguf, ".exp_probs_b.bias");
+  k.ExpectGating(2);
+  Json types = Json::array();
+  if (const auto* heads = k.Layers("attention.head_count_kv"); heads != nullptr) {
+    for (int64_t n : *heads) types.push_back(n == 0 ? "conv" : "full_attention");
+  }
+  j["layer_types"] = types;
+}
+
 void AddArch(GgufKeys& k, GgufArch arch, const Gguf& gguf, Json* out) {
   Json& j = *out;
   switch (arch) {
@@ -294,11 +311,13 @@ void AddArch(GgufKeys& k, GgufArch arch, const Gguf& gguf, Json* out) {
       return AddGrok(k, out);
     case GgufArch::kLlama4:
       return AddLlama4(k, out);
+    case GgufArch::kLfm2:
+      return AddLfm2(k, gguf, out);
   }
 }
 
 // What all architectures have.
-absl::Status AddCommon(GgufKeys& k, const Gguf& gguf, const std::string& where, Json* out) {
+absl::Status AddCommon(GgufKeys& k, GgufArch arch, const Gguf& gguf, const std::string& where, Json* out) {
   Json& j = *out;
   j["hidden_size"] = k.Need("embedding_length");
   const int64_t layers = GgufDecoderLayers(k);
@@ -308,7 +327,7 @@ absl::Status AddCommon(GgufKeys& k, const Gguf& gguf, const std::string& where, 
                            " layers, got " + std::to_string(layers));
   j["num_hidden_layers"] = layers;
   j["num_attention_heads"] = k.NeedEqual("attention.head_count");
-  j["num_key_value_heads"] = k.NeedEqual("attention.head_count_kv");
+  j["num_key_value_heads"] = GgufKvHeads(k, arch);
   if (const auto inter = k.Integer("feed_forward_length")) j["intermediate_size"] = *inter;
   j["num_experts_per_tok"] = k.Need("expert_used_count");
   j["max_position_embeddings"] = k.Need("context_length");
@@ -362,6 +381,17 @@ int64_t GgufKeys::NeedEqual(const std::string& key) {
   return Need(key);
 }
 
+int64_t GgufKeys::NeedEqualOrNone(const std::string& key) {
+  const std::vector<int64_t>* list = Layers(key);
+  if (list == nullptr || list->empty()) return Need(key);
+  int64_t only = 0;
+  for (int64_t v : *list) {
+    if (v != 0 && only != 0 && v != only) Fail(key, "layers that differ are not supported");
+    if (v != 0) only = v;
+  }
+  return only;
+}
+
 void GgufKeys::ExpectGating(int64_t only) {
   const int64_t func = Integer("expert_gating_func").value_or(0);
   if (func != 0 && func != only)
@@ -383,6 +413,11 @@ int64_t GgufHeadDim(GgufKeys& k) {
   return heads > 0 ? k.Need("embedding_length") / heads : 0;
 }
 
+int64_t GgufKvHeads(GgufKeys& k, GgufArch arch) {
+  const std::string key = "attention.head_count_kv";
+  return arch == GgufArch::kLfm2 ? k.NeedEqualOrNone(key) : k.NeedEqual(key);
+}
+
 absl::StatusOr<std::string> GgufConfigJson(const Gguf& gguf, const std::string& source) {
   std::string name;
   ASSIGN_OR_RETURN(const GgufArch arch, GgufArchOf(gguf, source, &name));
@@ -391,7 +426,7 @@ absl::StatusOr<std::string> GgufConfigJson(const Gguf& gguf, const std::string& 
   const auto experts = k.Integer("expert_count");
   if (!experts || *experts < 1)
     return Unimplemented(source + ": architecture " + name + " without experts (" + name + ".expert_count)");
-  RETURN_IF_ERROR(AddCommon(k, gguf, source + ": " + name, &j));
+  RETURN_IF_ERROR(AddCommon(k, arch, gguf, source + ": " + name, &j));
   if (arch != GgufArch::kDeepseek) {
     j["head_dim"] = GgufHeadDim(k);
     j["num_local_experts"] = *experts;

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -27,7 +28,8 @@ enum class GgufArch {
   kMinimax,
   kDbrx,
   kGrok,
-  kLlama4
+  kLlama4,
+  kLfm2,
 };
 
 // UNIMPLEMENTED names an unknown architecture and lists the known ones.
@@ -46,6 +48,10 @@ class GgufKeys {
   int64_t Need(const std::string& key);
   // A count that some converters write as one number a layer: only where all are equal.
   int64_t NeedEqual(const std::string& key);
+  // The same where layers without attention count 0.
+  int64_t NeedEqualOrNone(const std::string& key);
+  // One number a layer; null where there is one for all, or none.
+  const std::vector<int64_t>* Layers(const std::string& key) const { return gguf_.Integers(arch_ + key); }
   // expert_gating_func, where it is there, must be `only`: 1 softmax, 2 sigmoid.
   void ExpectGating(int64_t only);
   // INVALID_ARGUMENT "GGUF metadata ARCH.key: message".
@@ -74,5 +80,6 @@ inline bool GgufHasRopeFactors(GgufArch arch) {
 // Layers of the decoder: block_count without the prediction layers behind them.
 int64_t GgufDecoderLayers(GgufKeys& keys);
 int64_t GgufHeadDim(GgufKeys& keys);
+int64_t GgufKvHeads(GgufKeys& keys, GgufArch arch);
 
 }  // namespace consilium

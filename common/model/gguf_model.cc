@@ -22,7 +22,11 @@ struct RoleName {
   std::string_view gguf, role;
 };
 constexpr RoleName kEnds[] = {
-    {"token_embd.weight", "embed"}, {"output_norm.weight", "final_norm"}, {"output.weight", "head"}};
+    {"token_embd.weight", "embed"},
+    {"output_norm.weight", "final_norm"},
+    {"output.weight", "head"},
+    {"token_embd_norm.weight", "final_norm"},  // LFM2's name for it
+};
 constexpr RoleName kLayer[] = {
     {"attn_norm.weight", "input_norm"},
     {"ffn_norm.weight", "post_norm"},
@@ -38,6 +42,9 @@ constexpr RoleName kLayer[] = {
     {"attn_q_norm.weight", "q_norm"},
     {"attn_k_norm.weight", "k_norm"},
     {"attn_sinks.weight", "sinks"},
+    {"shortconv.in_proj.weight", "conv_in"},
+    {"shortconv.conv.weight", "conv"},
+    {"shortconv.out_proj.weight", "o"},
     {"attn_q_a.weight", "q_a"},
     {"attn_q_a_norm.weight", "q_a_norm"},
     {"attn_q_b.weight", "q_b"},
@@ -174,7 +181,7 @@ absl::StatusOr<Heads> ReadHeads(GgufKeys& k, GgufArch arch) {
   Heads heads;
   if (arch == GgufArch::kDeepseek) return heads;
   const int64_t lanes = GgufHeadDim(k), queries = k.NeedEqual("attention.head_count"),
-                keys = k.NeedEqual("attention.head_count_kv");
+                keys = GgufKvHeads(k, arch);
   const auto check = [&](const char* key, int64_t v, int64_t max) {
     if (v < 1 || v > max) k.Fail(key, "expected 1.." + std::to_string(max) + ", got " + std::to_string(v));
   };

@@ -16,7 +16,7 @@
 #include "common/model/model_spec.h"
 #include "common/model/model_store.h"
 #include "common/model/stored_matrix.h"
-#include "tests/golden/gguf_pairs.h"
+#include "tests/golden/golden_pairs.h"
 
 namespace consilium {
 namespace {
@@ -114,8 +114,8 @@ TEST(Gguf, RefusesWhatDoesNotFitWithTheReason) {
   EXPECT_THAT(Builder().Header(0, 1).Text("k").Put<uint32_t>(8).Put<uint64_t>(9).Error(),
               HasSubstr("truncated"));
   EXPECT_THAT(Builder().Header(0, 1).U32("general.alignment", 48).Data(0).Error(), HasSubstr("power of two"));
-  EXPECT_THAT(Builder().Header(1, 0).Tensor("t", {32}, 10, 0).Data(99).Error(),
-              HasSubstr("type 10 is not supported"));
+  EXPECT_THAT(Builder().Header(1, 0).Tensor("t", {32}, 16, 0).Data(99).Error(),
+              HasSubstr("type 16 is not supported"));
   EXPECT_THAT(Builder().Header(1, 0).Tensor("t", {33}, 8, 0).Data(99).Error(),
               HasSubstr("no multiple of 32"));
   EXPECT_THAT(

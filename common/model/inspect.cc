@@ -91,6 +91,8 @@ std::string PatternText(const ModelSpec& s) {
     if (!l.rotates) ++patterns["no rotation"];
     if (l.mixer == Mixer::kShortConv)
       ++patterns["short convolution of " + std::to_string(s.short_conv.taps) + " tokens"];
+    if (l.mixer == Mixer::kDeltaNet)
+      ++patterns["gated delta net of " + std::to_string(s.delta_net.v_heads) + " heads"];
   }
   std::string out;
   for (const auto& [text, count] : patterns) {
@@ -159,8 +161,13 @@ absl::StatusOr<Json> Fit(const ModelSpec& spec, const Manifest& manifest, const 
   const uint64_t pages = (tokens + kKvBlockTokens - 1) / kKvBlockTokens;
   const uint64_t dense = f.total_bytes - f.bytes[static_cast<size_t>(ModelPart::kExperts)];
   const uint64_t kv = pages * kKvBlockTokens * KvBytesPerToken(spec);
-  out["attention"] = {
-      {"tokens", tokens}, {"dense_bytes", dense}, {"kv_bytes", kv}, {"memory", ProcessBytes(dense + kv)}};
+  // One sequence that computes: the state it reads and the one it leaves.
+  const uint64_t states = kStateSlotsMin * spec.state_bytes();
+  out["attention"] = {{"tokens", tokens},
+                      {"dense_bytes", dense},
+                      {"kv_bytes", kv},
+                      {"state_bytes", states},
+                      {"memory", ProcessBytes(dense + kv + states)}};
   return out;
 }
 
@@ -191,6 +198,7 @@ Json ToJson(const ModelPlace& place, const ModelSpec& s, const Figures& f, const
   out["bytes_by_part"] = bytes;
   out["bytes_per_expert"] = f.expert_bytes;
   out["kv_bytes_per_token"] = KvBytesPerToken(s);
+  out["state_bytes_per_sequence"] = s.state_bytes();
   out["tokenizer"] = TokenizerText(place);
   out["eos_ids"] = s.eos_ids;
   out["unused"] = {{"tensors", unused.tensors}, {"bytes", unused.bytes}, {"config_keys", unread_keys}};
@@ -214,7 +222,8 @@ std::string FitText(const Json& fit) {
   }
   const Json& a = fit["attention"];
   return out + "  attention: " + human(a["memory"]) + " with " + number(a["tokens"]) + " tokens cached (" +
-         human(a["dense_bytes"]) + " of weights, " + human(a["kv_bytes"]) + " of KV)\n";
+         human(a["dense_bytes"]) + " of weights, " + human(a["kv_bytes"]) + " of KV" +
+         (a["state_bytes"] == 0 ? "" : ", " + human(a["state_bytes"]) + " of states") + ")\n";
 }
 
 std::string ToText(const Json& j) {
@@ -242,6 +251,8 @@ std::string ToText(const Json& j) {
     line("  " + std::string(part), std::to_string(bytes) + " (" + Human(bytes) + ")");
   }
   line("KV cache", number("kv_bytes_per_token") + " bytes a token");
+  if (const uint64_t state = j["state_bytes_per_sequence"].get<uint64_t>(); state != 0)
+    line("recurrent state", std::to_string(state) + " bytes a sequence (" + Human(state) + ")");
   line("tokenizer", j["tokenizer"].get<std::string>());
   if (const Json& unused = j["unused"]; unused["tensors"] != 0) {
     line("unused", std::to_string(unused["tensors"].get<uint64_t>()) + " tensors, " +

@@ -1,3 +1,5 @@
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <mutex>
@@ -28,6 +30,9 @@ std::string FormatLine(std::string_view what, const TensorInfo& t) {
     line += " scales " + std::string(DTypeName(t.scale_dtype)) + " " + std::to_string(t.block_rows) + "x" +
             std::to_string(t.block_columns);
   }
+  if (t.zeros.length > 0) {
+    line += std::string(" zeros") + (t.zeros_minus_one ? " minus one" : "") + (t.centred ? " centred" : "");
+  }
   if (t.first_row != 0 || t.row_step != 1)
     line += " rows " + std::to_string(t.first_row) + "+" + std::to_string(t.row_step);
   if (t.transposed) line += " transposed";
@@ -41,6 +46,8 @@ std::string ActivationText(const ModelSpec& spec) {
       return "silu";
     case kernels::Activation::kGeluTanh:
       return "gelu_tanh";
+    case kernels::Activation::kGeluErf:
+      return "gelu_erf";
     case kernels::Activation::kSwigluClamped:
       return "swiglu_clamped " + std::to_string(spec.swiglu_alpha) + " " + std::to_string(spec.swiglu_limit);
   }
@@ -68,8 +75,7 @@ absl::Status HashExpert(ModelStore* store, const std::string& activation, Expert
   };
   for (int i = 0; i < 3; ++i) {
     sha.Update(FormatLine(kParts[i], entry->parts[i]));
-    RETURN_IF_ERROR(add(entry->parts[i].range));
-    RETURN_IF_ERROR(add(entry->parts[i].scales));
+    for (const ByteRange& range : entry->parts[i].ranges()) RETURN_IF_ERROR(add(range));
   }
   for (int i = 0; i < 3 && entry->has_biases(); ++i) {
     sha.Update(FormatLine(kBiases[i], entry->biases[i]));
@@ -84,7 +90,7 @@ absl::StatusOr<Digest> HashTensor(ModelStore* store, const TensorInfo& tensor,
                                   std::vector<std::byte>* buffer) {
   Sha256 sha;
   sha.Update(FormatLine(tensor.role, tensor));
-  for (const ByteRange& range : {tensor.range, tensor.scales}) {
+  for (const ByteRange& range : tensor.ranges()) {
     RETURN_IF_ERROR(
         ReadPieces(store, range, buffer, [&](std::span<const std::byte> bytes) { sha.Update(bytes); }));
   }
@@ -185,7 +191,7 @@ class Hasher {
 // Found without reading a header, so that a kept manifest needs none.
 absl::StatusOr<ManifestSources> StampSources(const ModelPlace& place) {
   ManifestSources sources;
-  sources.dir = place.key();
+  sources.dir = place.dir;
   std::vector<std::string> all = ListWeightFiles(place);
   if (place.gguf.empty()) {
     all.push_back(ModelConfigPath(place.dir));
@@ -199,6 +205,44 @@ absl::StatusOr<ManifestSources> StampSources(const ModelPlace& place) {
   }
   return sources;
 }
+
+// A model to be opened: where it is, what it is, what its manifest depends on.
+struct Model {
+  ModelPlace place;
+  ModelSpec spec;
+  ManifestSources sources;
+
+  static absl::StatusOr<Model> Find(const std::string& path) {
+    Model m;
+    ASSIGN_OR_RETURN(m.place, FindModel(path));
+    ASSIGN_OR_RETURN(m.spec, ReadModelSpec(path));
+    if (m.place.gguf.empty() && !FileExists(m.place.dir + "/tokenizer.json"))
+      return NotFound(m.place.dir + "/tokenizer.json: missing; the model cannot be served without it");
+    ASSIGN_OR_RETURN(m.sources, StampSources(m.place));
+    return m;
+  }
+
+  // The first that is good.
+  std::optional<Manifest> Kept(std::initializer_list<std::string> paths) const {
+    for (const std::string& path : paths) {
+      if (auto kept = LoadKeptManifest(path, sources)) {
+        kept->id = place.id;
+        return kept;
+      }
+    }
+    return std::nullopt;
+  }
+
+  // Reads and hashes everything.
+  absl::StatusOr<Manifest> Make() const {
+    ASSIGN_OR_RETURN(const ConfigText config, ReadConfigText(place));
+    ASSIGN_OR_RETURN(TensorIndex index, ReadTensorIndex(place, config));
+    ASSIGN_OR_RETURN(Manifest manifest, ClaimTensors(spec, std::move(index), place.key()));
+    manifest.id = place.id;
+    RETURN_IF_ERROR(Hasher(spec, &manifest, place.key()).Run(config.text));
+    return manifest;
+  }
+};
 
 }  // namespace
 
@@ -216,35 +260,46 @@ const TensorInfo* Manifest::FindDense(std::string_view role) const {
 }
 
 absl::StatusOr<Manifest> OpenManifest(const std::string& path, const std::string& state_dir) {
-  ASSIGN_OR_RETURN(const ModelPlace place, FindModel(path));
-  ASSIGN_OR_RETURN(const ModelSpec spec, ReadModelSpec(path));
-  if (place.gguf.empty() && !FileExists(place.dir + "/tokenizer.json"))
-    return NotFound(place.dir + "/tokenizer.json: missing; the model cannot be served without it");
-  ASSIGN_OR_RETURN(const ManifestSources sources, StampSources(place));
-  std::optional<FileLock> lock;
-  for (const bool locked : {false, true}) {
-    if (state_dir.empty()) break;
-    if (auto kept = LoadCachedManifest(state_dir, sources)) {
-      kept->id = place.id;
-      return *std::move(kept);
-    }
-    if (locked) break;
-    // Processes that start together share one import: the others find what the first stores. A folder that
-    // cannot be locked cannot be written either, which is said below.
-    auto got = FileLock::Acquire(state_dir + "/import.lock", "hashes the model");
-    if (got.ok()) lock.emplace(*std::move(got));
+  ASSIGN_OR_RETURN(const Model model, Model::Find(path));
+  const std::string beside = BesideManifestPath(model.place);
+  if (state_dir.empty()) {
+    if (auto kept = model.Kept({beside})) return *std::move(kept);
+    return model.Make();
   }
-  ASSIGN_OR_RETURN(const ConfigText config, ReadConfigText(place));
-  ASSIGN_OR_RETURN(TensorIndex index, ReadTensorIndex(place, config));
-  ASSIGN_OR_RETURN(Manifest manifest, ClaimTensors(spec, std::move(index), place.key()));
-  manifest.id = place.id;
-  RETURN_IF_ERROR(Hasher(spec, &manifest, place.key()).Run(config.text));
-  if (!state_dir.empty()) {
-    const absl::Status stored = StoreCachedManifest(state_dir, sources, manifest);
-    if (!stored.ok())
-      log::Warn("import: the manifest is not kept", {{"model", place.key()}, {"error", ToString(stored)}});
-  }
+  const std::string own = StateManifestPath(state_dir, model.place);
+  if (auto kept = model.Kept({own, beside})) return *std::move(kept);
+  // Processes that start together share one import: the others find what the first stores. A folder that
+  // cannot be locked cannot be written either, which is said below.
+  const auto lock = FileLock::Acquire(state_dir + "/import.lock", "hashes the model");
+  if (auto kept = model.Kept({own})) return *std::move(kept);
+  ASSIGN_OR_RETURN(Manifest manifest, model.Make());
+  const absl::Status stored = KeepManifest(own, model.sources, manifest);
+  if (!stored.ok())
+    log::Warn("import: the manifest is not kept",
+              {{"model", model.place.key()}, {"error", ToString(stored)}});
   return manifest;
+}
+
+absl::StatusOr<Import> ImportModel(const std::string& path, const std::string& state_dir) {
+  ASSIGN_OR_RETURN(const Model model, Model::Find(path));
+  Import out;
+  out.kept = state_dir.empty() ? BesideManifestPath(model.place) : StateManifestPath(state_dir, model.place);
+  if (auto kept = model.Kept({out.kept})) {
+    out.manifest = *std::move(kept);
+    return out;
+  }
+  // Before the long work: is the place writable? An empty file counts as absent.
+  RETURN_IF_ERROR(MakeFolderOf(out.kept));
+  RETURN_IF_ERROR(WriteFileAtomically(out.kept, ""));
+  absl::StatusOr<Manifest> made = model.Make();
+  const absl::Status stored = made.ok() ? KeepManifest(out.kept, model.sources, *made) : made.status();
+  if (!stored.ok()) {
+    ::unlink(out.kept.c_str());
+    return stored;
+  }
+  out.manifest = *std::move(made);
+  out.made = true;
+  return out;
 }
 
 }  // namespace consilium

@@ -12,7 +12,7 @@
 namespace consilium {
 namespace {
 
-constexpr int kVersion = 2;
+constexpr int kVersion = 4;
 constexpr size_t kCacheBytesMax = size_t{1} << 30;
 
 std::string Hex64(uint64_t v) {
@@ -34,9 +34,10 @@ Json TensorJson(const TensorInfo& t) {
   const bool plain = t.coding == Coding::kPlain && t.first_row == 0 && t.row_step == 1 && !t.transposed &&
                      t.rotary_head == 0;
   if (plain) return out;
-  for (const Json& more : {Json(static_cast<int>(t.coding)), RangeJson(t.scales),
-                           Json(static_cast<int>(t.scale_dtype)), Json(t.block_rows), Json(t.block_columns),
-                           Json(t.first_row), Json(t.row_step), Json(t.transposed), Json(t.rotary_head)}) {
+  for (const Json& more :
+       {Json(static_cast<int>(t.coding)), RangeJson(t.scales), Json(static_cast<int>(t.scale_dtype)),
+        Json(t.block_rows), Json(t.block_columns), Json(t.first_row), Json(t.row_step), Json(t.transposed),
+        Json(t.rotary_head), RangeJson(t.zeros), Json(t.zeros_minus_one), Json(t.centred)}) {
     out.push_back(more);
   }
   return out;
@@ -59,6 +60,9 @@ TensorInfo TensorOf(const Json& j) {
   t.row_step = j.at(11).get<uint32_t>();
   t.transposed = j.at(12).get<bool>();
   t.rotary_head = j.at(13).get<uint32_t>();
+  t.zeros = RangeOf(j.at(14));
+  t.zeros_minus_one = j.at(15).get<bool>();
+  t.centred = j.at(16).get<bool>();
   return t;
 }
 
@@ -71,16 +75,22 @@ Digest DigestOf(const Json& j) {
   return d;
 }
 
-Json SourcesJson(const ManifestSources& sources) {
-  Json files = Json::array();
-  for (const auto& [path, stamp] : sources.files) files.push_back({path, stamp.size, stamp.mtime_ns});
-  return {{"dir", sources.dir}, {"files", files}};
+std::string Relative(const std::string& path, const std::string& dir) {
+  return std::filesystem::path(path).lexically_relative(dir).string();
 }
 
-Manifest ManifestOf(const Json& j) {
+Json SourcesJson(const ManifestSources& sources) {
+  Json files = Json::array();
+  for (const auto& [path, stamp] : sources.files)
+    files.push_back({Relative(path, sources.dir), stamp.size, stamp.mtime_ns});
+  return files;
+}
+
+Manifest ManifestOf(const Json& j, const std::string& dir) {
   Manifest m;
   m.digest = DigestOf(j.at("digest"));
-  m.files = j.at("files").get<std::vector<std::string>>();
+  for (const Json& name : j.at("files"))
+    m.files.push_back((std::filesystem::path(dir) / name.get<std::string>()).string());
   for (const Json& e : j.at("experts")) {
     ExpertEntry entry;
     entry.layer = LayerId(e.at(0).get<uint16_t>());
@@ -99,12 +109,17 @@ Manifest ManifestOf(const Json& j) {
 
 }  // namespace
 
-std::string ManifestCachePath(const std::string& state_dir, const std::string& dir) {
-  return state_dir + "/manifests/" + Hex64(TextHash(dir)) + ".json";
+std::string StateManifestPath(const std::string& state_dir, const ModelPlace& place) {
+  return state_dir + "/manifests/" + Hex64(TextHash(place.key())) + ".json";
 }
 
-std::optional<Manifest> LoadCachedManifest(const std::string& state_dir, const ManifestSources& sources) {
-  const auto text = ReadTextFile(ManifestCachePath(state_dir, sources.dir), kCacheBytesMax);
+std::string BesideManifestPath(const ModelPlace& place) {
+  return place.gguf.empty() ? place.dir + "/consilium-manifest.json"
+                            : place.gguf + ".consilium-manifest.json";
+}
+
+std::optional<Manifest> LoadKeptManifest(const std::string& path, const ManifestSources& sources) {
+  const auto text = ReadTextFile(path, kCacheBytesMax);
   if (!text.ok()) return std::nullopt;
   // First line: hash of the rest, so that a damaged file is not half believed.
   const size_t line = text->find('\n');
@@ -115,18 +130,14 @@ std::optional<Manifest> LoadCachedManifest(const std::string& state_dir, const M
     const Json tree = Json::parse(body.begin(), body.end());
     if (tree.at("version").get<int>() != kVersion || tree.at("sources") != SourcesJson(sources))
       return std::nullopt;
-    return ManifestOf(tree.at("manifest"));
+    return ManifestOf(tree.at("manifest"), sources.dir);
   } catch (const std::exception&) {
     return std::nullopt;
   }
 }
 
-absl::Status StoreCachedManifest(const std::string& state_dir, const ManifestSources& sources,
-                                 const Manifest& manifest) {
-  const std::string path = ManifestCachePath(state_dir, sources.dir);
-  std::error_code error;
-  std::filesystem::create_directories(std::filesystem::path(path).parent_path(), error);
-  if (error) return Unavailable(path + ": cannot make its folder: " + error.message());
+absl::Status KeepManifest(const std::string& path, const ManifestSources& sources, const Manifest& manifest) {
+  RETURN_IF_ERROR(MakeFolderOf(path));
   Json experts = Json::array(), dense = Json::array();
   for (const ExpertEntry& e : manifest.experts) {
     Json parts = Json::array();
@@ -135,19 +146,15 @@ absl::Status StoreCachedManifest(const std::string& state_dir, const ManifestSou
       if (e.has_biases()) parts.push_back(TensorJson(bias));
     }
     experts.push_back({e.layer.value, e.expert.value, Hex(e.digest), e.checksum, parts});
-    if (!e.has_biases()) continue;
-    Json biases = Json::array();
-    for (const TensorInfo& bias : e.biases) biases.push_back(TensorJson(bias));
-    experts.back().push_back(biases);
   }
+  Json files = Json::array();
+  for (const std::string& file : manifest.files) files.push_back(Relative(file, sources.dir));
   for (const TensorInfo& t : manifest.dense) dense.push_back(TensorJson(t));
-  const Json tree = {{"version", kVersion},
-                     {"sources", SourcesJson(sources)},
-                     {"manifest",
-                      {{"digest", Hex(manifest.digest)},
-                       {"files", manifest.files},
-                       {"experts", experts},
-                       {"dense", dense}}}};
+  const Json tree = {
+      {"version", kVersion},
+      {"sources", SourcesJson(sources)},
+      {"manifest",
+       {{"digest", Hex(manifest.digest)}, {"files", files}, {"experts", experts}, {"dense", dense}}}};
   const std::string body = tree.dump();
   return WriteFileAtomically(path, Hex64(TextHash(body)) + "\n" + body);
 }

@@ -1,26 +1,31 @@
-// Manifests kept in the state folder, so that hashing a model happens once. A kept manifest is used only
-// while all files have the size and time they had; anything unreadable counts as absent.
+// Manifests kept in a file, so that hashing a model happens once. A kept manifest is used only while all
+// files have the size and time they had; anything unreadable counts as absent. It names files relative to the
+// model's folder, so it stays good where the folder is mounted under another path.
 #pragma once
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/model/files.h"
+#include "common/model/model_files.h"
 #include "common/model/model_store.h"
 
 namespace consilium {
 
-// The files a manifest depends on, with their stamps, in order.
+// The files a manifest depends on, absolute, with their stamps, in order.
 struct ManifestSources {
-  std::string dir;  // absolute, the key
+  std::string dir;  // the model's folder, absolute
   std::vector<std::pair<std::string, FileStamp>> files;
-  bool operator==(const ManifestSources&) const = default;
 };
 
-std::string ManifestCachePath(const std::string& state_dir, const std::string& dir);
-std::optional<Manifest> LoadCachedManifest(const std::string& state_dir, const ManifestSources& sources);
-// Makes the folder when needed. A failure is the caller's to log: the manifest itself is good.
-absl::Status StoreCachedManifest(const std::string& state_dir, const ManifestSources& sources,
-                                 const Manifest& manifest);
+// In the state folder: a file for each model.
+std::string StateManifestPath(const std::string& state_dir, const ModelPlace& place);
+// Beside the model: consilium-manifest.json in its folder, of a GGUF file NAME.gguf.consilium-manifest.json.
+std::string BesideManifestPath(const ModelPlace& place);
+
+std::optional<Manifest> LoadKeptManifest(const std::string& path, const ManifestSources& sources);
+// Makes the folder when needed.
+absl::Status KeepManifest(const std::string& path, const ManifestSources& sources, const Manifest& manifest);
 
 }  // namespace consilium

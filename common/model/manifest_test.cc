@@ -117,6 +117,48 @@ TEST_F(ManifestTest, IsKeptInTheStateFolderUntilAFileChanges) {
   EXPECT_NE(Hex(Open().digest), Hex(first.digest));
 }
 
+// `consilium import`: beside the model, so that whoever is given the model finds it, wherever it is mounted.
+TEST_F(ManifestTest, AnImportBesideTheModelIsFoundUnderAnyPath) {
+  Make();
+  const auto made = ImportModel(dir_, "");
+  ASSERT_TRUE(made.ok()) << ToString(made.status());
+  EXPECT_TRUE(made->made);
+  EXPECT_EQ(made->kept, dir_ + "/consilium-manifest.json");
+  const auto again = ImportModel(dir_, "");
+  ASSERT_TRUE(again.ok());
+  EXPECT_FALSE(again->made);
+  const std::string moved = root_.path() + "/moved";
+  std::filesystem::rename(dir_, moved);
+  const auto opened = OpenManifest(moved, state_);
+  ASSERT_TRUE(opened.ok()) << ToString(opened.status());
+  EXPECT_EQ(Hex(opened->digest), Hex(made->manifest.digest));
+  EXPECT_EQ(opened->id, "moved");
+  EXPECT_EQ(opened->files[0], moved + "/model.safetensors");
+  EXPECT_FALSE(FileExists(state_ + "/manifests"));  // nothing was made
+}
+
+TEST_F(ManifestTest, AnImportBesideAChangedModelIsMadeAnew) {
+  Make();
+  const auto first = ImportModel(dir_, "");
+  TinyConfig other;
+  other.seed = 2;
+  Make(other);
+  const auto second = ImportModel(dir_, "");
+  ASSERT_TRUE(first.ok() && second.ok());
+  EXPECT_TRUE(second->made);
+  EXPECT_NE(Hex(first->manifest.digest), Hex(second->manifest.digest));
+}
+
+TEST_F(ManifestTest, AnImportThatCannotBeKeptSaysWhereAndLeavesNothing) {
+  Make();
+  std::ofstream(root_.path() + "/file") << "no folder";
+  EXPECT_THAT(ToString(ImportModel(dir_, root_.path() + "/file").status()),
+              HasSubstr(root_.path() + "/file/manifests/"));
+  Rename("model.layers.1.mlp.experts.3.up_proj.weight", "model.layers.7.mlp.experts.3.up_proj.weight");
+  EXPECT_FALSE(ImportModel(dir_, "").ok());
+  EXPECT_FALSE(FileExists(dir_ + "/consilium-manifest.json"));
+}
+
 // Processes that start together: one hashes, the others wait for what it stores.
 TEST_F(ManifestTest, WaitsForAnImportUnderWayAndTakesItsResult) {
   Make();

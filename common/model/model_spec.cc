@@ -59,7 +59,7 @@ kernels::AttentionShape ModelSpec::attention_shape(uint32_t layer) const {
 }
 
 ModelSpec::KvPageFloats ModelSpec::kv_page_floats(uint32_t layer) const {
-  if (layers[layer].mixer == Mixer::kShortConv) return {size_t{kernels::kKvPageTokens} * hidden, 0};
+  if (layers[layer].mixer != Mixer::kAttention) return {};
   const kernels::AttentionShape shape = attention_shape(layer);
   return {shape.page_k_floats(), shape.page_v_floats()};
 }
@@ -67,6 +67,26 @@ ModelSpec::KvPageFloats ModelSpec::kv_page_floats(uint32_t layer) const {
 uint64_t ModelSpec::kv_page_bytes() const {
   uint64_t floats = 0;
   for (uint32_t i = 0; i < layers.size(); ++i) floats += kv_page_floats(i).all();
+  return floats * sizeof(float);
+}
+
+size_t DeltaNetSpec::head_state_floats() const {
+  kernels::DeltaRule head;
+  head.k_dim = k_dim;
+  head.v_dim = v_dim;
+  return head.state_floats();
+}
+
+size_t ModelSpec::state_floats(uint32_t layer) const {
+  if (layers[layer].mixer == Mixer::kAttention) return 0;
+  if (layers[layer].mixer == Mixer::kShortConv) return size_t{short_conv.taps - 1} * hidden;
+  return size_t{delta_net.taps - 1} * delta_net.channels() +
+         delta_net.v_heads * delta_net.head_state_floats();
+}
+
+uint64_t ModelSpec::state_bytes() const {
+  uint64_t floats = 0;
+  for (uint32_t i = 0; i < layers.size(); ++i) floats += state_floats(i);
   return floats * sizeof(float);
 }
 

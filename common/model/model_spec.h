@@ -22,9 +22,10 @@ struct GqaSpec {
   float scale = 0;  // multiplies q.k; usually head_dim^-0.5
   bool qkv_bias = false, o_bias = false;
   QkNorm qk_norm = QkNorm::kNone;
-  float clip = 0;      // q, k, v are clamped to +-clip before rotation; 0: not
-  bool sinks = false;  // a logit per head beside the keys'
-  float soft_cap = 0;  // scores become cap * tanh(score / cap); 0: not
+  float clip = 0;         // q, k, v are clamped to +-clip before rotation; 0: not
+  bool sinks = false;     // a logit per head beside the keys'
+  float soft_cap = 0;     // scores become cap * tanh(score / cap); 0: not
+  bool out_gate = false;  // q is [query | gate] of each head; what a head attended is * sigmoid(gate)
 };
 
 struct MlaSpec {
@@ -33,6 +34,7 @@ struct MlaSpec {
   uint32_t kv_lora = 0, nope = 0, rope = 0, v_dim = 0;
   float scale = 0;         // (nope + rope)^-0.5, times mscale^2 where the family says so
   float norm_eps = 1e-6f;  // of q_a and kv_a norms
+  bool bias = false;       // of q_a, kv_a and o
 };
 
 struct RopeSpec {
@@ -56,14 +58,30 @@ enum class NormKind : uint8_t { kRms, kLayer };
 
 enum class FfnKind : uint8_t { kDense, kMoe };
 
-// How a layer reads the tokens before: attention (GQA or MLA), or a short convolution (LFM2).
-enum class Mixer : uint8_t { kAttention, kShortConv };
+// How a layer reads the tokens before: attention (GQA or MLA), a short convolution (LFM2), or a gated delta
+// rule (Qwen3-Next).
+enum class Mixer : uint8_t { kAttention, kShortConv, kDeltaNet };
 
-// [B | C | X] = in(h); the token keeps B * X, [H]; each channel sums those of the last `taps` tokens by its
-// own weights; out(C * sum).
+// [B | C | X] = in(h); each channel sums B * X of the last `taps` tokens by its own weights; out(C * sum).
 struct ShortConvSpec {
   uint32_t taps = 0;
   bool bias = false;  // of in, of the sum and of out
+};
+
+// Gated delta net (arXiv 2412.06464). delta_in(h) holds for each key head its query, key, and the values and
+// output gates of its value heads; delta_gates(h) for each key head b and a of its value heads. Query, key
+// and value lanes pass a convolution over `taps` tokens and silu; query and key are normed to length 1; then
+// kernels::DeltaRule of each value head with beta = sigmoid(b), decay = exp(-exp(a_log) softplus(a +
+// dt_bias)); out(RmsNorm(y) * silu(output gate)).
+struct DeltaNetSpec {
+  uint32_t k_heads = 0, v_heads = 0;  // v_heads a multiple of k_heads
+  uint32_t k_dim = 0, v_dim = 0;
+  uint32_t taps = 0;
+  bool split = false;  // instead: delta_qkv, delta_z, delta_b and delta_a, each in the order of its heads
+  uint32_t k_width() const { return k_heads * k_dim; }
+  uint32_t v_width() const { return v_heads * v_dim; }
+  uint32_t channels() const { return 2 * k_width() + v_width(); }  // of the convolution
+  size_t head_state_floats() const;
 };
 
 struct LayerSpec {
@@ -85,11 +103,13 @@ struct ModelSpec {
   bool norm_bias = false;          // kLayer
   bool post_norms = false;         // sandwich: attention and FFN outputs are normed before they are added
   float norm_eps = 0;
+  bool norm_plus_one = false;  // norms of blocks, the final one, queries and keys multiply by 1 + weight
   bool tied_embeddings = false;
   bool mla_attention = false;
   GqaSpec gqa;
   MlaSpec mla;
   ShortConvSpec short_conv;
+  DeltaNetSpec delta_net;
   RopeSpec rope;
   QueryTuning tuning;
   float embed_scale = 1;     // multiplies embedding rows
@@ -110,14 +130,17 @@ struct ModelSpec {
 
   // Sizes are those of every layer; window and chunk of `layer`.
   kernels::AttentionShape attention_shape(uint32_t layer = 0) const;
-  // What a layer keeps of kernels::kKvPageTokens tokens, in floats: keys and values; of a short convolution
-  // its vectors, token after token, as keys.
+  // What a layer keeps of kernels::kKvPageTokens tokens, in floats: keys and values of attention.
   struct KvPageFloats {
     size_t k = 0, v = 0;
     size_t all() const { return k + v; }
   };
   KvPageFloats kv_page_floats(uint32_t layer) const;
   uint64_t kv_page_bytes() const;  // of all layers
+  // What a layer keeps of a sequence whatever its length, in floats: the last taps - 1 inputs of its
+  // convolution, oldest first, then of a delta net the states of its value heads.
+  size_t state_floats(uint32_t layer) const;
+  uint64_t state_bytes() const;  // of all layers; 0: no state
   uint32_t moe_layers() const;
   uint32_t experts_total() const { return moe_layers() * gate.experts; }
 };

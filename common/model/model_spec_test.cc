@@ -99,10 +99,10 @@ TEST(ModelSpec, LayersOfLfm2) {
   EXPECT_EQ(spec.layers[0].dense_inter, 96u);
   EXPECT_EQ(spec.moe_layers(), 2u);
   EXPECT_EQ(spec.short_conv.taps, 3u);
-  EXPECT_EQ(spec.kv_page_floats(0).k, 16u * 64);
-  EXPECT_EQ(spec.kv_page_floats(0).v, 0u);
+  EXPECT_EQ(spec.kv_page_floats(0).all(), 0u);
   EXPECT_EQ(spec.kv_page_floats(1).k, 16u * 2 * 16);
-  EXPECT_EQ(spec.kv_page_bytes(), 4u * 16 * (64 + 2 * 2 * 16 + 64));
+  EXPECT_EQ(spec.kv_page_bytes(), 4u * 16 * 2 * 2 * 16);
+  EXPECT_EQ(spec.state_bytes(), 4u * 2 * 2 * 64) << "of two layers the inputs of two tokens";
   EXPECT_TRUE(spec.tied_embeddings);
   c["tie_embedding"] = false;  // the releases' spelling wins
   EXPECT_FALSE(Good(c).tied_embeddings);
@@ -271,16 +271,45 @@ INSTANTIATE_TEST_SUITE_P(
                   "m",
                   {{"partial_rotary_factor", 0.5}},
                   "UNIMPLEMENTED: config.json: partial_rotary_factor: this family rotates whole heads"},
-        BadConfig{
-            "recurrent",
-            "m",
-            {{"model_type", "qwen3_next"}},
-            "UNIMPLEMENTED: config.json: model_type: \"qwen3_next\" is not supported: its linear-attention "
-            "layers keep a recurrent state"},
         BadConfig{"mamba",
                   "m",
                   {{"model_type", "granitemoehybrid"}},
-                  "\"granitemoehybrid\" is not supported: its Mamba layers keep a recurrent state"},
+                  "UNIMPLEMENTED: config.json: model_type: \"granitemoehybrid\" is not supported: its Mamba "
+                  "layers are not implemented"},
+        BadConfig{"next_layers",
+                  "qwen3_next",
+                  {{"layer_types", {"full_attention"}}},
+                  "layer_types: expected one for each of 4 layers, got 1"},
+        BadConfig{"next_types",
+                  "qwen3_next",
+                  {{"layer_types", {"conv", "conv", "conv", "full_attention"}}},
+                  "layer_types: \"conv\" is not supported; supported: linear_attention, full_attention"},
+        BadConfig{"next_interval",
+                  "qwen3_next",
+                  {{"layer_types", nullptr}, {"full_attention_interval", 5}},
+                  "layer_types: a model without any full_attention is not supported"},
+        BadConfig{"next_heads",
+                  "qwen3_next",
+                  {{"linear_num_value_heads", 3}},
+                  "linear_num_value_heads: expected a multiple of linear_num_key_heads 2, got 3"},
+        BadConfig{"next_key",
+                  "qwen3_next",
+                  {{"linear_key_head_dim", 0}},
+                  "linear_key_head_dim: expected an integer in 1..1024, got 0"},
+        BadConfig{"next_value",
+                  "qwen3_next",
+                  {{"linear_value_head_dim", nullptr}},
+                  "linear_value_head_dim: missing"},
+        BadConfig{"next_taps",
+                  "qwen3_next",
+                  {{"linear_conv_kernel_dim", 1}},
+                  "linear_conv_kernel_dim: expected an integer in 2..64, got 1"},
+        BadConfig{"next_rotation",
+                  "qwen3_next",
+                  {{"rope_parameters", {{"partial_rotary_factor", nullptr}}}},
+                  "partial_rotary_factor: missing"},
+        BadConfig{
+            "next_bias", "qwen3_next", {{"attention_bias", true}}, "attention_bias: true is not supported"},
         BadConfig{
             "hunyuan_mlp_bias", "hunyuan_v1_moe", {{"mlp_bias", true}}, "mlp_bias: true is not supported"},
         BadConfig{"hunyuan_head",
@@ -365,6 +394,10 @@ INSTANTIATE_TEST_SUITE_P(
                   "lfm2_moe",
                   {{"layer_types", nullptr}},
                   "layer_types: expected one for each of 3 layers, got 0"},
+        BadConfig{"lfm2_no_attention",
+                  "lfm2_moe",
+                  {{"layer_types", {"conv", "conv", "conv"}}},
+                  "layer_types: a model without any full_attention is not supported"},
         BadConfig{"lfm2_taps",
                   "lfm2_moe",
                   {{"conv_L_cache", 65}},
@@ -378,8 +411,6 @@ INSTANTIATE_TEST_SUITE_P(
                   {{"shared_intermediate_size", 8}},
                   "a shared expert is not implemented"},
         BadConfig{"minimax_score", "minimax_m2", {{"scoring_func", "softmax"}}, "supported: sigmoid"},
-        BadConfig{
-            "mistral_bias", "mistral4", {{"attention_bias", true}}, "attention_bias: true is not supported"},
         BadConfig{"olmoe_clip", "olmoe", {{"clip_qkv", -1}}, "clip_qkv: expected a number in"},
         BadConfig{"phi_top_k", "phimoe", {{"num_experts_per_tok", 3}}, "supported: 2"},
         BadConfig{"phi_head",
@@ -405,7 +436,6 @@ INSTANTIATE_TEST_SUITE_P(
                   "m",
                   {{"num_local_experts", 4096}, {"num_hidden_layers", 4096}},
                   "16777216 routed experts"},
-        BadConfig{"bias", "d", {{"attention_bias", true}}, "attention_bias: true is not supported"},
         BadConfig{"topk_method",
                   "d",
                   {{"topk_method", "greedy"}},
@@ -442,8 +472,9 @@ TEST(ModelSpec, TextThatIsNotJsonNamesThePlace) {
 
 TEST(ModelSpec, EveryDamagedConfigIsAnErrorOrAnotherModel) {
   std::vector<std::string> configs = {Deepseek().dump(), Mixtral().dump()};
-  for (const char* family : {"dbrx", "ernie4_5_moe", "gpt_oss", "granitemoeshared", "grok1", "hunyuan_v1_moe",
-                             "lfm2_moe", "llama4", "minimax_m2", "mistral4", "phimoe", "qwen2_moe"}) {
+  for (const char* family :
+       {"dbrx", "ernie4_5_moe", "gpt_oss", "granitemoeshared", "grok1", "hunyuan_v1_moe", "lfm2_moe",
+        "llama4", "minimax_m2", "mistral4", "phimoe", "qwen2_moe", "qwen3_next"}) {
     configs.push_back(Golden(family).dump());
   }
   for (const std::string& good : configs) {

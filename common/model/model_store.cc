@@ -73,11 +73,31 @@ std::string_view CodingName(Coding coding) {
       return "Q6_K";
     case Coding::kMxfp4Ggml:
       return "MXFP4 (GGUF)";
+    case Coding::kInt8Group:
+      return "INT8 groups";
+    case Coding::kInt8:
+      return "INT8";
+    case Coding::kGptq4:
+      return "GPTQ INT4";
+    case Coding::kGptq8:
+      return "GPTQ INT8";
+    case Coding::kAwq:
+      return "AWQ INT4";
+    case Coding::kIq4Nl:
+      return "IQ4_NL";
+    case Coding::kIq4Xs:
+      return "IQ4_XS";
+    case Coding::kQ2K:
+      return "Q2_K";
+    case Coding::kQ3K:
+      return "Q3_K";
   }
   return "?";
 }
 
 std::string_view FormatName(const TensorInfo& tensor) {
+  if (tensor.coding == Coding::kFp8Block && tensor.block_columns == 0)
+    return tensor.block_rows == 0 ? "FP8 per matrix" : "FP8 per row";
   return tensor.coding == Coding::kPlain ? DTypeName(tensor.dtype) : CodingName(tensor.coding);
 }
 
@@ -94,8 +114,7 @@ std::vector<ByteRange> ExpertEntry::Ranges() const {
   };
   for (const TensorInfo* tensors : {parts, biases}) {
     for (int i = 0; i < 3; ++i) {
-      add(tensors[i].range);
-      add(tensors[i].scales);
+      for (const ByteRange& range : tensors[i].ranges()) add(range);
     }
   }
   return out;

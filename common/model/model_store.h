@@ -1,5 +1,6 @@
 // Ranged reads of a model's files. No mmap in the contract: a truncated network file must not kill a shard.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -26,7 +27,7 @@ enum class Coding : uint8_t {
   kPlain,      // elements of `dtype`, row-major
   kFp8Block,   // F8_E4M3 elements; scales [ceil(out / block_rows), ceil(in / block_columns)] multiply
   kInt4Group,  // compressed-tensors pack-quantized: 4 bits, value + 8, low nibble first; scales [out, in /
-               // 32]
+               // group], zero points words [out / 8, in / group] of eight rows
   kMxfp4,      // OCP MX: E2M1 pairs, low nibble = even element; scales E8M0 [out, in / 32]
   // GGUF blocks, scales inside the values.
   kQ8_0,
@@ -38,6 +39,18 @@ enum class Coding : uint8_t {
   kQ5K,
   kQ6K,
   kMxfp4Ggml,
+  kInt8Group,  // compressed-tensors pack-quantized: 8 bits, value + 128; scales [out, in / group]
+  kInt8,       // compressed-tensors int-quantized: signed bytes; scales [out, in / group]
+  // 32-bit words of eight (four) inputs of one output, [in / 8, out]; scales [in / group, out], zero points
+  // words [in / group, out / 8] of eight (four) outputs.
+  kGptq4,
+  kGptq8,
+  kAwq,  // words of eight outputs, [in, out / 8], in the order 0 2 4 6 1 3 5 7; zero points likewise
+  // GGUF blocks.
+  kIq4Nl,
+  kIq4Xs,
+  kQ2K,
+  kQ3K,
 };
 std::string_view CodingName(Coding coding);
 
@@ -51,9 +64,11 @@ struct TensorInfo {
   std::vector<uint64_t> shape;
   ByteRange range;  // the values
   Coding coding = Coding::kPlain;
-  ByteRange scales;  // length 0: none
+  ByteRange scales, zeros;  // length 0: none
   DType scale_dtype = DType::kF32;
   uint32_t block_rows = 0, block_columns = 0;  // one scale for each such block
+  bool zeros_minus_one = false;                // stored are zero points less one (GPTQ's first format)
+  bool centred = false;                        // zero points are the middle of the codes, which is checked
   // Row r is stored row (with `transposed`: column) first_row + r * row_step of `range`.
   uint32_t first_row = 0, row_step = 1;
   bool transposed = false;  // `range` is [in, rows stored]
@@ -64,7 +79,8 @@ struct TensorInfo {
   uint64_t rows() const { return shape.empty() ? 1 : shape[0]; }
   uint64_t columns() const;  // product of the other dimensions
   uint64_t elements() const { return rows() * columns(); }
-  uint64_t bytes() const { return range.length + scales.length; }  // to read
+  std::array<ByteRange, 3> ranges() const { return {range, scales, zeros}; }      // in the order of sums
+  uint64_t bytes() const { return range.length + scales.length + zeros.length; }  // to read
 };
 
 // "BF16", "Q4_K": what a message or a table calls it.
@@ -81,7 +97,8 @@ struct ExpertEntry {
   TensorInfo parts[3];    // by ExpertPart; shapes [I, H], [I, H], [H, I]
   TensorInfo biases[3];   // by ExpertPart; empty shape: none
   bool has_biases() const { return !biases[0].shape.empty(); }
-  // Every range once: values, scales of gate, up, down, then biases. Gate and up may share theirs.
+  // Every range once: values, scales, zero points of gate, up, down, then biases. Gate and up may share
+  // theirs.
   std::vector<ByteRange> Ranges() const;
   uint64_t bytes() const;  // of Ranges()
 };
@@ -97,11 +114,22 @@ struct Manifest {
   const TensorInfo* FindDense(std::string_view role) const;
 };
 
-// Reads the manifest of a model folder from `state_dir` when it is there and fits the files (size, mtime),
-// else makes it (reads and hashes everything, in parallel, with progress in the log) and stores it there;
-// state_dir "" keeps nothing. Every tensor of the files must be claimed by a role exactly once: a missing,
-// doubled, misshapen or unknown tensor is INVALID_ARGUMENT that says which file, tensor, expected, got.
+// Reads the manifest of a model from `state_dir`, or from beside the model, when it is there and fits the
+// files (size, mtime), else makes it (reads and hashes everything, in parallel, with progress in the log) and
+// stores it in `state_dir`; "" keeps nothing. Never writes into the model's folder. Every tensor of the files
+// must be claimed by a role exactly once: a missing, doubled, misshapen or unknown tensor is INVALID_ARGUMENT
+// that says which file, tensor, expected, got.
 absl::StatusOr<Manifest> OpenManifest(const std::string& dir, const std::string& state_dir);
+
+struct Import {
+  Manifest manifest;
+  std::string kept;   // the file
+  bool made = false;  // false: a good one was there
+};
+// Makes the manifest ahead of the first start and keeps it: in `state_dir`, or beside the model when that is
+// "", where every process finds it that is given the model, on whatever machine. UNAVAILABLE names a place
+// that cannot be written, before anything is hashed.
+absl::StatusOr<Import> ImportModel(const std::string& dir, const std::string& state_dir);
 
 // Thread-safe.
 class ModelStore {

@@ -13,8 +13,8 @@ namespace {
 constexpr size_t kRankMax = 8;
 
 std::optional<DType> ParseDType(std::string_view name) {
-  for (DType t :
-       {DType::kF32, DType::kF16, DType::kBf16, DType::kI32, DType::kI64, DType::kU8, DType::kF8E4m3}) {
+  for (DType t : {DType::kF32, DType::kF16, DType::kBf16, DType::kI32, DType::kI64, DType::kU8,
+                  DType::kF8E4m3, DType::kI8}) {
     if (DTypeName(t) == name) return t;
   }
   return std::nullopt;

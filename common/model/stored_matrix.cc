@@ -5,7 +5,9 @@
 #include <utility>
 
 #include "common/base/status.h"
+#include "common/model/coding_layout.h"
 #include "common/model/safetensors.h"
+#include "common/model/word_matrix.h"
 
 namespace consilium {
 
@@ -13,92 +15,12 @@ using kernels::PackedMatrix;
 using kernels::WeightFormat;
 using kernels::WeightSource;
 
-WeightFormat FormatOf(const TensorInfo& t) {
-  switch (t.coding) {
-    case Coding::kPlain:
-      return kernels::PlainFormat(t.dtype);
-    case Coding::kFp8Block:
-      return WeightFormat::kFp8;
-    case Coding::kInt4Group:
-      return WeightFormat::kInt4;
-    case Coding::kMxfp4:
-    case Coding::kMxfp4Ggml:
-      return WeightFormat::kMxfp4;
-    case Coding::kQ8_0:
-      return WeightFormat::kQ8_0;
-    case Coding::kQ4_0:
-      return WeightFormat::kQ4_0;
-    case Coding::kQ4_1:
-      return WeightFormat::kQ4_1;
-    case Coding::kQ5_0:
-      return WeightFormat::kQ5_0;
-    case Coding::kQ5_1:
-      return WeightFormat::kQ5_1;
-    case Coding::kQ4K:
-      return WeightFormat::kQ4K;
-    case Coding::kQ5K:
-      return WeightFormat::kQ5K;
-    case Coding::kQ6K:
-      return WeightFormat::kQ6K;
-  }
-  return WeightFormat::kF32;
-}
-
 WeightFormat QuantFormat(WeightsAs as) {
   CHECK(as != WeightsAs::kStored);
   return as == WeightsAs::kInt8 ? WeightFormat::kInt8 : WeightFormat::kInt4;
 }
 
 namespace {
-
-WeightSource::Layout LayoutOf(const TensorInfo& t) {
-  switch (t.coding) {
-    case Coding::kPlain:
-      return t.transposed ? WeightSource::Layout::kTransposed : WeightSource::Layout::kPlain;
-    case Coding::kFp8Block:
-      return WeightSource::Layout::kPlain;
-    case Coding::kInt4Group:
-      return WeightSource::Layout::kCompressed;
-    case Coding::kMxfp4:
-      return WeightSource::Layout::kGptOss;
-    default:
-      return WeightSource::Layout::kGguf;
-  }
-}
-
-// Bytes of one stored row of values.
-uint64_t RowBytes(const TensorInfo& t) {
-  const uint64_t n = t.shape.size() == 1 ? 1 : t.columns();
-  switch (t.coding) {
-    case Coding::kPlain:
-      return n * DTypeBytes(t.dtype);
-    case Coding::kFp8Block:
-      return n;
-    case Coding::kInt4Group:
-      return (n + 7) / 8 * 4;
-    case Coding::kMxfp4:
-      return n / 2;
-    case Coding::kQ8_0:
-      return n / 32 * 34;
-    case Coding::kQ4_0:
-      return n / 32 * 18;
-    case Coding::kQ4_1:
-      return n / 32 * 20;
-    case Coding::kQ5_0:
-      return n / 32 * 22;
-    case Coding::kQ5_1:
-      return n / 32 * 24;
-    case Coding::kQ4K:
-      return n / 256 * 144;
-    case Coding::kQ5K:
-      return n / 256 * 176;
-    case Coding::kQ6K:
-      return n / 256 * 210;
-    case Coding::kMxfp4Ggml:
-      return n / 32 * 17;
-  }
-  return 0;
-}
 
 // Row of the file for every row meant: heads of `width` rows whose rotary pairs lie side by side.
 std::vector<uint32_t> RotaryOrder(uint64_t rows, uint32_t width) {
@@ -137,6 +59,11 @@ TensorInfo RowsOf(const TensorInfo& t, uint64_t begin, uint64_t rows) {
     piece.scales.offset += begin / height * row_scales;
     piece.scales.length = (rows + height - 1) / height * row_scales;
   }
+  if (t.zeros.length > 0) {  // words of eight rows
+    const uint64_t word_row = t.zeros.length / ((t.rows() + 7) / 8);
+    piece.zeros.offset += begin / 8 * word_row;
+    piece.zeros.length = (rows + 7) / 8 * word_row;
+  }
   return piece;
 }
 
@@ -165,6 +92,7 @@ absl::StatusOr<WeightSource> SourceOf(const TensorInfo& t, TensorBytes bytes,
   s.in = static_cast<uint32_t>(columns);
   s.values = bytes.values;
   s.scales = bytes.scales;
+  if (s.format == WeightFormat::kInt4Zero) s.zeros = bytes.zeros;
   s.scale_type = t.scale_dtype;
   s.group = t.block_columns;
   s.scale_rows = t.block_rows;
@@ -193,16 +121,23 @@ absl::StatusOr<WeightSource> SourceOf(const TensorInfo& t, TensorBytes bytes,
 absl::Status OwnedTensor::Read(const TensorInfo& t, const RangeReader& read) {
   values_ = t.range.length;
   scales_ = t.scales.length;
-  if (values_ + scales_ > capacity_) {
-    capacity_ = values_ + scales_;
+  zeros_ = t.zeros.length;
+  if (values_ + scales_ + zeros_ > capacity_) {
+    capacity_ = values_ + scales_ + zeros_;
     buffer_ = std::make_unique_for_overwrite<std::byte[]>(capacity_);
   }
-  RETURN_IF_ERROR(read(t.range, {buffer_.get(), values_}));
-  return scales_ == 0 ? absl::OkStatus() : read(t.scales, {buffer_.get() + values_, scales_});
+  std::byte* at = buffer_.get();
+  for (const ByteRange& range : t.ranges()) {
+    if (range.length > 0) RETURN_IF_ERROR(read(range, {at, range.length}));
+    at += range.length;
+  }
+  if (!IsInWords(t)) return absl::OkStatus();
+  return NormaliseWords(t, {buffer_.get(), values_}, {buffer_.get() + values_ + scales_, zeros_});
 }
 
 TensorBytes OwnedTensor::bytes() const {
-  return {{buffer_.get(), values_}, {buffer_.get() + values_, scales_}};
+  std::byte* scales = buffer_.get() + values_;
+  return {{buffer_.get(), values_}, {scales, scales_}, {scales + scales_, zeros_}};
 }
 
 RangeReader ReaderOf(ModelStore* store) {
@@ -225,6 +160,25 @@ absl::StatusOr<std::vector<float>> LoadFloats(const TensorInfo& t, ModelStore* s
 }
 
 namespace {
+
+// In words inputs lie one after the other: some of them at a time, of all rows.
+absl::StatusOr<PackedMatrix> PackInputs(const TensorInfo& t, const RangeReader& read) {
+  PackedMatrix out;
+  OwnedTensor owned;
+  std::vector<uint32_t> order;
+  const uint64_t step = WordPieceInputs(t);
+  for (uint64_t at = 0; at < t.columns(); at += step) {
+    const TensorInfo piece = WordInputsOf(t, at, std::min(step, t.columns() - at));
+    RETURN_IF_ERROR(owned.Read(piece, read));
+    ASSIGN_OR_RETURN(const WeightSource source, SourceOf(piece, owned.bytes(), &order));
+    if (at == 0) {
+      ASSIGN_OR_RETURN(out,
+                       kernels::AllocatePacked(source, source.rows(), static_cast<uint32_t>(t.columns())));
+    }
+    RETURN_IF_ERROR(Named(kernels::PackInto(source, 0, &out, static_cast<uint32_t>(at)), t));
+  }
+  return out;
+}
 
 // The output columns of `matrix` from `at` on; at 0 it is made, with `out` columns.
 absl::Status PackPiece(const WeightSource& source, uint32_t at, uint32_t out, WeightsAs as,
@@ -257,6 +211,10 @@ absl::StatusOr<PackedMatrix> PackRows(const TensorInfo& t, const RangeReader& re
                                       kernels::QuantError* error) {
   if (t.shape.size() != 2 || t.elements() == 0)
     return InvalidArgument(Where(t) + "expected a matrix, got shape " + ShapeText(t.shape));
+  if (IsInWords(t)) {
+    CHECK(as == WeightsAs::kStored);  // ChooseNumerics
+    return PackInputs(t, read);
+  }
   const uint64_t step = PieceRows(t);
   PackedMatrix out;
   OwnedTensor owned;
@@ -272,7 +230,7 @@ absl::StatusOr<PackedMatrix> PackRows(const TensorInfo& t, const RangeReader& re
 }
 
 // Reads the ranges of an expert in the order of its checksum: values as they are asked for, each followed by
-// its scales, which are needed beside them and so are read ahead.
+// its scales and zero points, which are needed beside them and so are read ahead.
 class ExpertReader {
  public:
   explicit ExpertReader(ModelStore* store) : store_(store) {}
@@ -280,15 +238,21 @@ class ExpertReader {
   // Of one tensor; Finish when all its values are read.
   absl::Status Begin(const TensorInfo& t) {
     tensor_ = &t;
-    scales_.resize(t.scales.length);
-    return t.scales.length == 0 ? absl::OkStatus() : store_->Read(t.scales, scales_);
+    for (size_t i = 0; i < 2; ++i) {
+      const ByteRange range = t.ranges()[i + 1];
+      beside_[i].resize(range.length);
+      if (range.length > 0) RETURN_IF_ERROR(store_->Read(range, beside_[i]));
+    }
+    return absl::OkStatus();
   }
   absl::Status Read(const ByteRange& range, std::span<std::byte> out) {
-    const ByteRange& all = tensor_->scales;
-    if (range.file == all.file && range.offset >= all.offset &&
-        range.offset + range.length <= all.offset + all.length) {
-      std::memcpy(out.data(), scales_.data() + (range.offset - all.offset), range.length);
-      return absl::OkStatus();
+    for (size_t i = 0; i < 2; ++i) {
+      const ByteRange all = tensor_->ranges()[i + 1];
+      if (all.length > 0 && range.file == all.file && range.offset >= all.offset &&
+          range.offset + range.length <= all.offset + all.length) {
+        std::memcpy(out.data(), beside_[i].data() + (range.offset - all.offset), range.length);
+        return absl::OkStatus();
+      }
     }
     RETURN_IF_ERROR(store_->Read(range, out));
     if (!Seen(tensor_->range)) hash_.Update(out);
@@ -296,9 +260,12 @@ class ExpertReader {
   }
   void Finish() {
     if (!Seen(tensor_->range)) seen_.push_back(tensor_->range);
-    if (tensor_->scales.length == 0 || Seen(tensor_->scales)) return;
-    hash_.Update(scales_);
-    seen_.push_back(tensor_->scales);
+    for (size_t i = 0; i < 2; ++i) {
+      const ByteRange range = tensor_->ranges()[i + 1];
+      if (range.length == 0 || Seen(range)) continue;
+      hash_.Update(beside_[i]);
+      seen_.push_back(range);
+    }
   }
   uint64_t checksum() const { return hash_.value(); }
 
@@ -308,7 +275,7 @@ class ExpertReader {
 
   ModelStore* const store_;
   const TensorInfo* tensor_ = nullptr;
-  std::vector<std::byte> scales_;
+  std::vector<std::byte> beside_[2];  // scales, zero points
   std::vector<ByteRange> seen_;
   Xxh3Stream hash_;
 };

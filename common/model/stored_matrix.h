@@ -16,10 +16,11 @@ namespace consilium {
 
 // A tensor over bytes in memory; views both.
 struct TensorBytes {
-  std::span<const std::byte> values, scales;
+  std::span<const std::byte> values, scales, zeros;
 };
-// What kernels::Pack and DequantizeRow take. `row_map` holds the order of rows where it is not their own; it
-// must live as long as the result. INVALID_ARGUMENT, UNIMPLEMENTED name the tensor.
+// What kernels::Pack and DequantizeRow take; the bytes are as OwnedTensor holds them. `row_map` holds the
+// order of rows where it is not their own; it must live as long as the result. INVALID_ARGUMENT,
+// UNIMPLEMENTED name the tensor.
 absl::StatusOr<kernels::WeightSource> SourceOf(const TensorInfo& tensor, TensorBytes bytes,
                                                std::vector<uint32_t>* row_map);
 
@@ -28,7 +29,8 @@ using RangeReader = std::function<absl::Status(const ByteRange&, std::span<std::
 
 RangeReader ReaderOf(ModelStore* store);
 
-// Values and scales of a tensor in one buffer, which is kept from tensor to tensor.
+// Values, scales and zero points of a tensor in one buffer, which is kept from tensor to tensor. AWQ's words
+// lie there in GPTQ's order (word_matrix.h).
 class OwnedTensor {
  public:
   absl::Status Read(const TensorInfo& tensor, const RangeReader& read);
@@ -36,7 +38,7 @@ class OwnedTensor {
 
  private:
   std::unique_ptr<std::byte[]> buffer_;
-  size_t values_ = 0, scales_ = 0, capacity_ = 0;
+  size_t values_ = 0, scales_ = 0, zeros_ = 0, capacity_ = 0;
 };
 
 // All values as f32, row-major [rows, columns], or the vector.

@@ -12,6 +12,7 @@
 #include "common/model/json_text.h"
 #include "common/model/quant_storage.h"
 #include "common/model/safetensors.h"
+#include "common/model/word_matrix.h"
 
 namespace consilium {
 namespace {
@@ -108,6 +109,9 @@ absl::StatusOr<TensorInfo> TakePiece(const TensorRole& role, const TensorInfo& s
   out.row_step = piece.row_step;
   out.transposed = piece.transposed;
   if (piece.of == 1) return out;
+  if (IsInWords(stored) || stored.zeros.length > 0)
+    return Unimplemented(where + "a part of a matrix in " + std::string(FormatName(stored)) +
+                         " is not supported: one matrix each is");
   RETURN_IF_ERROR(Slice(piece, where, &out.range));
   if (out.scales.length == 0) return out;
   // Blocks of scales must not reach over the cut.
@@ -173,6 +177,9 @@ class Claimer {
     TensorInfo reshaped = stored;
     if (index_.by_role && role.shape.size() == 2 && role.shape[0] == 1 && stored.shape.size() == 1)
       reshaped.shape = {1, stored.shape[0]};
+    // And taps without the one channel that a group of theirs has.
+    if (index_.by_role && role.shape.size() == 3 && role.shape[1] == 1 && stored.shape.size() == 2)
+      reshaped.shape.insert(reshaped.shape.begin() + 1, 1);
     ASSIGN_OR_RETURN(TensorInfo out, TakePiece(plain, reshaped, index_.files[stored.range.file]));
     if (role.part == ModelPart::kExperts && role.piece.of > 1 && !index_.by_role)
       out.name += "[" + std::to_string(role.expert.value) + "]";
@@ -184,7 +191,7 @@ class Claimer {
     for (size_t i = 0; i < claimed_.size(); ++i) {
       const TensorInfo& t = index_.tensors[i];
       if (claimed_[i]) continue;
-      if (!index_.by_role && family.ignored(spec, t.name)) {
+      if (!index_.by_role && (family.ignored(spec, t.name) || IsGptqBias(t.name))) {
         ++unused->tensors;
         unused->bytes += t.bytes();
         continue;
@@ -196,6 +203,13 @@ class Claimer {
   }
 
  private:
+  // AutoGPTQ gives every matrix a bias, of zeros where the model has none.
+  bool IsGptqBias(const std::string& name) const {
+    if (!name.ends_with(".bias")) return false;
+    const auto it = by_key_.find(name.substr(0, name.size() - 4) + "weight");
+    return it != by_key_.end() && claimed_[it->second] && IsInWords(index_.tensors[it->second]);
+  }
+
   const TensorIndex& index_;
   const std::string& source_;
   std::unordered_map<std::string, size_t> by_key_;  // only looked up, never iterated

@@ -123,6 +123,7 @@ class ScriptedShard final : public FrameServer {
       info.classes.assign(hello.classes.size(), BindCode::kOk);
       info.credit = Credit{100, 1 << 20};
       if (edit_welcome_) edit_welcome_(&info);
+      changed_.notify_all();
     }
     link->Write(WireFrame{EncodeWelcome(hello, info, pool_), false, {}});
   }

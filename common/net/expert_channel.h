@@ -1,5 +1,6 @@
-// The seam between a router and one lane of one expert shard. Implementations: in-process and gRPC; both pass
-// the contract test (expert_channel_contract.h). Rules (docs/ARCHITECTURE.md, invariants I1-I5):
+// The seam between a router and one lane of one expert shard. Implementations: in-process, local socket
+// and gRPC; all pass the contract test (expert_channel_contract.h). Rules (docs/ARCHITECTURE.md, invariants
+// I1-I5):
 //  * Send never blocks; the body is immutable and shared by retries and hedges;
 //  * exactly one of OnResult(last) or OnReject follows each accepted Send, unless the channel goes down or
 //  the call is
@@ -82,6 +83,8 @@ class ExpertChannel {
   virtual absl::Status Send(CallId call, std::shared_ptr<const CallBody> body,
                             const CallOptions& options) = 0;
   virtual void Cancel(CallId call) = 0;
+  // What carries the frames now: "grpc", "local" or "inprocess"; "" while the channel is down. Thread-safe.
+  virtual const char* transport() const { return ""; }
 };
 
 // What a router says in HELLO (expert.proto), as plain data.

@@ -6,8 +6,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
-#include <condition_variable>
 
 #include "common/base/limits.h"
 #include "common/base/status.h"
@@ -42,9 +40,6 @@ GrpcIo::~GrpcIo() {
 
 namespace {
 
-constexpr int kBackoffMinMs = 50;
-constexpr int kBackoffMaxMs = 1000;
-
 // One attempt: from StartCall to Finish. Its tags keep it alive.
 class ClientStream final : public FrameLink, public std::enable_shared_from_this<ClientStream> {
  public:
@@ -53,9 +48,11 @@ class ClientStream final : public FrameLink, public std::enable_shared_from_this
                std::function<void(absl::Status)> on_finished)
       : session_(session), pool_(pool), lent_(lent), on_finished_(std::move(on_finished)) {}
 
-  void Start(grpc::GenericStub* stub, grpc::CompletionQueue* queue) {
-    context_.set_wait_for_ready(true);
-    stream_ = stub->PrepareCall(&context_, grpc_net::kExchangeMethod, queue);
+  // A connection that cannot be made ends the stream at once: whoever dials decides what is tried next.
+  void Start(const std::string& address, Lane lane, grpc::CompletionQueue* queue) {
+    channel_ = grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(),
+                                         grpc_net::ClientArguments(lane));
+    stream_ = grpc::GenericStub(channel_).PrepareCall(&context_, grpc_net::kExchangeMethod, queue);
     stream_->StartCall(start_tag_.Arm());
   }
 
@@ -130,6 +127,7 @@ class ClientStream final : public FrameLink, public std::enable_shared_from_this
   BufferPool* const pool_;
   grpc_net::LentFrames* const lent_;
   const std::function<void(absl::Status)> on_finished_;
+  std::shared_ptr<grpc::Channel> channel_;  // of this stream alone
   grpc::ClientContext context_;
   std::unique_ptr<grpc::GenericClientAsyncReaderWriter> stream_;
   grpc::ByteBuffer incoming_;
@@ -142,96 +140,19 @@ class ClientStream final : public FrameLink, public std::enable_shared_from_this
   std::mutex mutex_;
   bool writing_ = false, dead_ = false;
   absl::Status why_;
-  grpc_net::FrameQueue queue_;
+  FrameQueue queue_;
 };
 
 }  // namespace
 
-struct GrpcChannel::Impl final : grpc_net::Tag {
-  Impl(std::string address, Lane lane, RouterHello hello, GrpcIo* io, BufferPool* pool_in, Sink* sink)
-      : pool(pool_in),
-        lent(&io->impl()->lent),
-        session(std::move(hello), lane, pool_in, sink),
-        queue(io->impl()->Pick()),
-        channel(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(),
-                                          grpc_net::ClientArguments(lane))),
-        stub(channel) {
-    std::lock_guard lock(mutex);
-    Connect();
-  }
+GrpcOpener::GrpcOpener(std::string address, Lane lane, GrpcIo* io, BufferPool* pool)
+    : address_(std::move(address)), lane_(lane), io_(io), pool_(pool) {}
 
-  // Under the lock.
-  void Connect() {
-    stream = std::make_shared<ClientStream>(&session, pool, lent,
-                                            [this](absl::Status why) { Ended(std::move(why)); });
-    stream->Start(&stub, queue);
-  }
-
-  // On a queue thread, the last call of a stream.
-  void Ended(absl::Status why) {
-    const bool was_up = session.up();
-    session.OnLinkDown(why);
-    std::lock_guard lock(mutex);
-    stream.reset();
-    if (closing) {
-      done.notify_all();
-      return;
-    }
-    backoff_ms = was_up ? kBackoffMinMs : std::min(backoff_ms * 2, kBackoffMaxMs);
-    waiting = true;
-    alarm.Set(queue, std::chrono::system_clock::now() + std::chrono::milliseconds(backoff_ms), this);
-  }
-
-  // The backoff is over, or cancelled.
-  void Done(bool) override {
-    std::lock_guard lock(mutex);
-    waiting = false;
-    if (closing) {
-      done.notify_all();
-    } else {
-      Connect();
-    }
-  }
-
-  void Close() {
-    std::unique_lock lock(mutex);
-    closing = true;
-    if (stream != nullptr) {
-      const std::shared_ptr<ClientStream> current = stream;
-      lock.unlock();
-      current->Close(Cancelled("the channel was closed"));
-      lock.lock();
-    }
-    if (waiting) alarm.Cancel();
-    done.wait(lock, [this] { return stream == nullptr && !waiting; });
-  }
-
-  BufferPool* const pool;
-  grpc_net::LentFrames* const lent;
-  ChannelSession session;
-  grpc::CompletionQueue* const queue;
-  std::shared_ptr<grpc::Channel> channel;
-  grpc::GenericStub stub;
-
-  std::mutex mutex;
-  std::condition_variable done;
-  std::shared_ptr<ClientStream> stream;
-  grpc::Alarm alarm;
-  int backoff_ms = kBackoffMinMs;
-  bool closing = false, waiting = false;
-};
-
-GrpcChannel::GrpcChannel(std::string address, Lane lane, RouterHello hello, GrpcIo* io, BufferPool* pool,
-                         Sink* sink)
-    : impl_(std::make_unique<Impl>(std::move(address), lane, std::move(hello), io, pool, sink)) {}
-
-GrpcChannel::~GrpcChannel() { impl_->Close(); }
-
-absl::Status GrpcChannel::Send(CallId call, std::shared_ptr<const CallBody> body,
-                               const CallOptions& options) {
-  return impl_->session.Send(call, *body, options);
+absl::StatusOr<std::shared_ptr<FrameLink>> GrpcOpener::Open(ChannelSession* session,
+                                                            std::function<void(absl::Status)> ended) {
+  auto stream = std::make_shared<ClientStream>(session, pool_, &io_->impl()->lent, std::move(ended));
+  stream->Start(address_, lane_, io_->impl()->Pick());
+  return std::shared_ptr<FrameLink>(std::move(stream));
 }
-
-void GrpcChannel::Cancel(CallId call) { impl_->session.Cancel(call); }
 
 }  // namespace consilium

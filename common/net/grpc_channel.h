@@ -1,13 +1,12 @@
-// ExpertChannel over gRPC: one bidirectional stream of raw frames on a connection of its own, reconnecting by
-// itself. No gRPC type shows here. Frames are sent from pooled memory without a copy, and copied once on
-// arrival.
+// The router's end of the gRPC transport: one bidirectional stream of raw frames on a connection of its own.
+// No gRPC type shows here. Frames are sent from pooled memory without a copy, and copied once on arrival.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
-#include "common/net/expert_channel.h"
-#include "common/net/session.h"
+#include "common/net/dialed_channel.h"
 
 namespace consilium {
 
@@ -27,19 +26,21 @@ class GrpcIo {
   std::unique_ptr<Impl> impl_;
 };
 
-class GrpcChannel final : public ExpertChannel {
+class GrpcOpener final : public LinkOpener {
  public:
-  // Starts to connect to `address` (host:port); the sink hears OnUp when the handshake is done. After OnDown
-  // it tries again, 50 ms to 1 s later.
-  GrpcChannel(std::string address, Lane lane, RouterHello hello, GrpcIo* io, BufferPool* pool, Sink* sink);
-  ~GrpcChannel() override;
+  // `address`: host:port. All outlive the opener and its links.
+  GrpcOpener(std::string address, Lane lane, GrpcIo* io, BufferPool* pool);
 
-  absl::Status Send(CallId call, std::shared_ptr<const CallBody> body, const CallOptions& options) override;
-  void Cancel(CallId call) override;
+  const char* transport() const override { return "grpc"; }
+  // Always opens; a shard that cannot be reached ends the stream.
+  absl::StatusOr<std::shared_ptr<FrameLink>> Open(ChannelSession* session,
+                                                  std::function<void(absl::Status)> ended) override;
 
  private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
+  const std::string address_;
+  const Lane lane_;
+  GrpcIo* const io_;
+  BufferPool* const pool_;
 };
 
 }  // namespace consilium

@@ -1,6 +1,7 @@
 #include "common/net/grpc_channel.h"
 
 #include "common/net/expert_channel_contract.h"
+#include "common/net/expert_dialer.h"
 #include "common/net/grpc_server.h"
 
 namespace consilium {
@@ -9,7 +10,7 @@ namespace {
 struct GrpcHarness {
   BufferPool pool;  // first: outlives all that holds frames
   ScriptedShard shard{&pool};
-  GrpcIo io{1};
+  ExpertDialer dialer{false, &pool};
   std::unique_ptr<GrpcFrameServer> server = Listen("127.0.0.1:0");
 
   std::unique_ptr<GrpcFrameServer> Listen(const std::string& address) {
@@ -24,7 +25,7 @@ struct GrpcHarness {
     return std::move(*s);
   }
   std::unique_ptr<ExpertChannel> Connect(ExpertChannel::Sink* sink, Lane lane, RouterHello hello) {
-    return std::make_unique<GrpcChannel>(server->address(), lane, std::move(hello), &io, &pool, sink);
+    return dialer.Connect(server->address(), lane, std::move(hello), sink);
   }
   void BreakStreams() { server->BreakStreams(); }
   void Reconnect(ExpertChannel*) {}  // by itself

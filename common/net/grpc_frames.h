@@ -18,6 +18,7 @@
 #include "absl/status/status.h"
 #include "common/net/expert_channel.h"
 #include "common/net/frame.h"
+#include "common/net/frame_queue.h"
 
 namespace consilium::grpc_net {
 
@@ -80,33 +81,6 @@ class LentFrames {
 
 // Into an aligned pooled buffer.
 BufferRef ToBuffer(grpc::ByteBuffer* bytes, BufferPool* pool);
-
-// FIFO of frames to write; capacity is kept.
-class FrameQueue {
- public:
-  bool empty() const { return head_ == frames_.size(); }
-  size_t size() const { return frames_.size() - head_; }
-  void Push(WireFrame frame) { frames_.push_back(std::move(frame)); }
-  WireFrame Pop() {
-    WireFrame frame = std::move(frames_[head_++]);
-    if (empty()) {
-      frames_.clear();
-      head_ = 0;
-    } else if (head_ >= 1024) {
-      frames_.erase(frames_.begin(), frames_.begin() + static_cast<std::ptrdiff_t>(head_));
-      head_ = 0;
-    }
-    return frame;
-  }
-  void Clear() {
-    frames_.clear();
-    head_ = 0;
-  }
-
- private:
-  std::vector<WireFrame> frames_;
-  size_t head_ = 0;
-};
 
 // Each completion queue polls its own sockets. gRPC's default engine has one epoll set for the process: any
 // thread that polls (of the control plane, of other streams) takes the events of all and hands them over, a

@@ -7,7 +7,6 @@
 #include <grpcpp/server_builder.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <map>
@@ -97,7 +96,6 @@ class ServerStream final : public FrameLink, public std::enable_shared_from_this
     BufferPool* pool;
     grpc_net::LentFrames* lent;
     StreamSet* streams;
-    std::atomic<ConnId>* next_conn;
     const std::function<ShardDescription()>* describe;
   };
   explicit ServerStream(const Shared& shared) : shared_(shared), stream_(&context_) {}
@@ -144,7 +142,8 @@ class ServerStream final : public FrameLink, public std::enable_shared_from_this
       return;
     }
     if (!describes_)
-      session_ = std::make_unique<ServerSession>((*shared_.next_conn)++, shared_from_this(), shared_.server);
+      session_ =
+          std::make_unique<ServerSession>(shared_.server->NextConn(), shared_from_this(), shared_.server);
     reading_ = true;
     stream_.Read(&incoming_, read_tag_.Arm());
   }
@@ -221,7 +220,7 @@ class ServerStream final : public FrameLink, public std::enable_shared_from_this
   std::mutex mutex_;
   bool writing_ = false, closing_ = false, reading_ = false, finished_ = false;
   absl::Status why_;
-  grpc_net::FrameQueue queue_;
+  FrameQueue queue_;
 };
 
 void SetServerArguments(grpc::ServerBuilder* builder) {
@@ -247,7 +246,6 @@ struct GrpcFrameServer::Impl {
   std::vector<std::unique_ptr<grpc::ServerCompletionQueue>> queues;
   std::vector<std::thread> threads;
   StreamSet streams;
-  std::atomic<ConnId> next_conn{1};
   std::unique_ptr<grpc::Server> server;
   std::string host;
   int port = 0;
@@ -274,8 +272,8 @@ absl::StatusOr<std::unique_ptr<GrpcFrameServer>> GrpcFrameServer::Start(
     return Unavailable("cannot listen on " + address + ": the port is busy or not ours");
   }
   for (auto& queue : impl->queues) {
-    ServerStream::Accept({&impl->generic, queue.get(), server, pool, &impl->lent, &impl->streams,
-                          &impl->next_conn, &impl->describe});
+    ServerStream::Accept(
+        {&impl->generic, queue.get(), server, pool, &impl->lent, &impl->streams, &impl->describe});
     impl->threads.emplace_back([q = queue.get()] { grpc_net::ServeQueue(q); });
   }
   return std::unique_ptr<GrpcFrameServer>(new GrpcFrameServer(std::move(impl)));

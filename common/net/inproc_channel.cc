@@ -1,5 +1,6 @@
 #include "common/net/inproc_channel.h"
 
+#include <atomic>
 #include <utility>
 
 #include "common/base/status.h"
@@ -98,7 +99,8 @@ InprocChannel::~InprocChannel() { pipe_->Break(Cancelled("the channel was closed
 
 void InprocChannel::Reconnect() {
   if (pipe_ != nullptr) pipe_->Break(Cancelled("reconnecting"));
-  pipe_ = std::make_shared<InprocListener::Pipe>(listener_->next_conn_++, listener_->server_, &session_);
+  pipe_ =
+      std::make_shared<InprocListener::Pipe>(listener_->server_->NextConn(), listener_->server_, &session_);
   pipe_->to_shard_link->pipe = pipe_;
   pipe_->to_router_link->pipe = pipe_;
   {

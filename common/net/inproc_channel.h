@@ -2,7 +2,6 @@
 // the caller's thread straight into the FrameServer, an answer from the shard's strand straight into the
 // sink.
 #pragma once
-#include <atomic>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -24,19 +23,19 @@ class InprocListener {
   friend class InprocChannel;
   struct Pipe;
   FrameServer* const server_;
-  std::atomic<ConnId> next_conn_{1};
   std::mutex mutex_;
   std::vector<std::weak_ptr<Pipe>> pipes_;
 };
 
 class InprocChannel final : public ExpertChannel {
  public:
-  // Connects at once; OnUp may come before the constructor returns. `conn_base` keeps ids of listeners apart.
+  // Connects at once; OnUp may come before the constructor returns.
   InprocChannel(RouterHello hello, Lane lane, InprocListener* listener, BufferPool* pool, Sink* sink);
   ~InprocChannel() override;
 
   absl::Status Send(CallId call, std::shared_ptr<const CallBody> body, const CallOptions& options) override;
   void Cancel(CallId call) override;
+  const char* transport() const override { return session_.up() ? "inprocess" : ""; }
   // After a CloseAll: connects again. In-process there is no timer that would.
   void Reconnect();
 

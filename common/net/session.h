@@ -2,6 +2,7 @@
 // Transports (in-process, gRPC, the simulator's network) only move frames: they implement FrameLink and call
 // the sessions.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -80,11 +81,16 @@ class ChannelSession {
 class FrameServer {
  public:
   virtual ~FrameServer() = default;
+  // For a new stream: the doors of one shard share the count.
+  ConnId NextConn() { return next_conn_.fetch_add(1); }
   // HELLO was read. Answer with EncodeWelcome through `link`.
   virtual void OnOpen(ConnId conn, std::shared_ptr<FrameLink> link, Lane lane, RouterHello hello) = 0;
   virtual void OnBind(ConnId conn, RouterHello more) = 0;
   virtual void OnFrame(ConnId conn, WireFrame frame) = 0;  // CALL, CANCEL and whatever does not decode
   virtual void OnClose(ConnId conn) = 0;                   // once after OnOpen
+
+ private:
+  std::atomic<ConnId> next_conn_{1};
 };
 
 // Server side of one stream.

@@ -14,6 +14,7 @@ enum class DType : uint8_t {
   kI64,
   kU8,
   kF8E4m3,
+  kI8,
 };
 
 constexpr size_t DTypeBytes(DType t) {
@@ -28,6 +29,7 @@ constexpr size_t DTypeBytes(DType t) {
       return 2;
     case DType::kU8:
     case DType::kF8E4m3:
+    case DType::kI8:
       return 1;
   }
   return 0;
@@ -49,6 +51,8 @@ constexpr std::string_view DTypeName(DType t) {
       return "U8";
     case DType::kF8E4m3:
       return "F8_E4M3";
+    case DType::kI8:
+      return "I8";
   }
   return "?";
 }

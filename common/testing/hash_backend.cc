@@ -12,7 +12,7 @@ namespace {
 
 constexpr uint8_t kDtypeU64 = 5;
 constexpr uint64_t kEmbed = 0xE0, kKey = 0xE1, kAttend = 0xE2, kDense = 0xE3, kGate = 0xE4, kExpert = 0xE5,
-                   kShared = 0xE6, kCombineStep = 0xE7, kHead = 0xE8, kHistory = 0xE9;
+                   kShared = 0xE6, kCombineStep = 0xE7, kHead = 0xE8, kHistory = 0xE9, kRecur = 0xEA;
 
 // A log-probability in (-16, 0] from 24 bits.
 float LogprobOf(uint64_t h) { return -static_cast<float>(h & 0xFFFFFF) / 1048576.0f; }
@@ -37,6 +37,7 @@ BackendShape HashShape(const HashModel& m) {
   s.dtype_in = s.dtype_out = kDtypeU64;
   s.shared_experts = m.shared_experts;
   s.kv_blocks = m.kv_blocks;
+  s.state_slots = m.recurrent ? m.state_slots : 0;
   return s;
 }
 
@@ -50,11 +51,17 @@ HashLayerBackend::HashLayerBackend(const HashModel& model, BufferPool* pool, Has
       pool_(pool),
       executor_(std::move(executor)),
       // Garbage, so that a page that was not zeroed and written shows.
-      arena_(size_t{model.kv_blocks} * model.layers * kKvBlockTokens, 0xDEADBEEFDEADBEEFull) {}
+      arena_(size_t{model.kv_blocks} * model.layers * kKvBlockTokens, 0xDEADBEEFDEADBEEFull),
+      states_(size_t{shape_.state_slots} * model.layers, 0xDEADBEEFDEADBEEFull) {}
 
 uint64_t& HashLayerBackend::Kv(KvBlockId block, uint32_t layer, uint32_t offset) {
   CHECK(block.value < model_.kv_blocks);
   return arena_[(size_t{block.value} * model_.layers + layer) * kKvBlockTokens + offset];
+}
+
+uint64_t& HashLayerBackend::State(StateId state, uint32_t layer) {
+  CHECK(state.value < shape_.state_slots);
+  return states_[size_t{state.value} * model_.layers + layer];
 }
 
 void HashLayerBackend::Run(const StageJob& job, std::function<void(StageOut)> done) {
@@ -136,6 +143,22 @@ void HashLayerBackend::Attend(const FlightBatch& batch, uint32_t layer, Flight* 
   }
 }
 
+// As a kernel would: the rows of a sequence run over the state it leaves.
+void HashLayerBackend::Recur(const FlightBatch& batch, uint32_t layer, Flight* flight) {
+  for (size_t r = 0; r < batch.rows.size(); ++r) {
+    const FlightRow& row = batch.rows[r];
+    const FlightSequence& sequence = batch.sequences[row.sequence];
+    CHECK_MSG(sequence.state_out.has_value() && sequence.state_in != sequence.state_out,
+              "no slot for a new state");
+    const bool first = r == 0 || batch.rows[r - 1].sequence != row.sequence;
+    CHECK_MSG(!first || sequence.state_in.has_value() == (row.position > 0), "a state that is not the row's");
+    uint64_t& state = State(*sequence.state_out, layer);
+    if (first) state = sequence.state_in ? State(*sequence.state_in, layer) : kRecur;
+    state = Mix(Mix(state, flight->x[r]), row.position);
+    flight->x[r] = Mix(flight->x[r], state);
+  }
+}
+
 void HashLayerBackend::Gate(Flight* flight) const {
   flight->experts.clear();
   for (uint64_t x : flight->x) {
@@ -154,7 +177,10 @@ void HashLayerBackend::Gate(Flight* flight) const {
 
 void HashLayerBackend::Advance(const FlightBatch& batch, Flight* flight, StageOut* out) {
   while (flight->layer < model_.layers) {
-    Attend(batch, flight->layer, flight);
+    if (model_.recurrent && flight->layer % 2 == 1)
+      Recur(batch, flight->layer, flight);
+    else
+      Attend(batch, flight->layer, flight);
     if (flight->layer > 0) {
       Gate(flight);
       flight->wire = pool_->Allocate(flight->x.size() * 8);
@@ -200,9 +226,16 @@ SampleResult HashLayerBackend::Head(const SampleRow& s, uint64_t h) const {
   return result;
 }
 
+absl::Status HashLayerBackend::CheckBytes(const char* what, uint32_t id, uint32_t count, size_t words,
+                                          size_t bytes) const {
+  if (id < count && bytes == words * 8) return absl::OkStatus();
+  return InvalidArgument(std::string(what) + " " + std::to_string(id) + " of " + std::to_string(count) +
+                         ": expected " + std::to_string(words * 8) + " bytes, got " + std::to_string(bytes));
+}
+
 absl::Status HashLayerBackend::ExportBlock(KvBlockId block, std::vector<std::byte>* out) {
   const size_t words = size_t{model_.layers} * kKvBlockTokens;
-  if (block.value >= model_.kv_blocks) return InvalidArgument("KV block " + std::to_string(block.value));
+  RETURN_IF_ERROR(CheckBytes("KV block", block.value, model_.kv_blocks, words, words * 8));
   out->resize(words * 8);
   std::memcpy(out->data(), &Kv(block, 0, 0), words * 8);
   return absl::OkStatus();
@@ -210,11 +243,22 @@ absl::Status HashLayerBackend::ExportBlock(KvBlockId block, std::vector<std::byt
 
 absl::Status HashLayerBackend::ImportBlock(KvBlockId block, std::span<const std::byte> bytes) {
   const size_t words = size_t{model_.layers} * kKvBlockTokens;
-  if (block.value >= model_.kv_blocks || bytes.size() != words * 8) {
-    return InvalidArgument("KV block " + std::to_string(block.value) + ": expected " +
-                           std::to_string(words * 8) + " bytes, got " + std::to_string(bytes.size()));
-  }
+  RETURN_IF_ERROR(CheckBytes("KV block", block.value, model_.kv_blocks, words, bytes.size()));
   std::memcpy(&Kv(block, 0, 0), bytes.data(), bytes.size());
+  return absl::OkStatus();
+}
+
+absl::Status HashLayerBackend::ExportState(StateId state, std::vector<std::byte>* out) {
+  const size_t words = model_.layers;
+  RETURN_IF_ERROR(CheckBytes("state", state.value, shape_.state_slots, words, words * 8));
+  out->resize(words * 8);
+  std::memcpy(out->data(), &State(state, 0), words * 8);
+  return absl::OkStatus();
+}
+
+absl::Status HashLayerBackend::ImportState(StateId state, std::span<const std::byte> bytes) {
+  RETURN_IF_ERROR(CheckBytes("state", state.value, shape_.state_slots, model_.layers, bytes.size()));
+  std::memcpy(&State(state, 0), bytes.data(), bytes.size());
   return absl::OkStatus();
 }
 

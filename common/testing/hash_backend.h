@@ -2,8 +2,12 @@
 // 5). The arithmetic is mixing, so that any lost, doubled, swapped or misrouted row, slot, page or position
 // changes the tokens:
 //   attention at p   order-sensitive mix over the KV words of positions 0..p, read from the paged arena by
-//   block ids gate             pseudo-random top-k distinct experts from the activation expert(x) mix(layer,
-//   expert, x) combine          order-sensitive mix in slot order
+//                    block ids
+//   recurrence at p  one word a layer and state: mix of the word before p, the activation and p; in odd
+//                    layers of a recurrent model, in the place of attention
+//   gate             pseudo-random top-k distinct experts from the activation
+//   expert(x)        mix(layer, expert, x)
+//   combine          order-sensitive mix in slot order
 // A hash worker proves plumbing; it says nothing about arithmetic.
 #pragma once
 #include <cstdint>
@@ -29,7 +33,9 @@ struct HashModel {
   uint32_t context = 512;
   uint32_t kv_blocks = 64;
   bool shared_experts = true;
-  uint64_t salt = 1;  // another model
+  bool recurrent = false;
+  uint32_t state_slots = 64;  // of a recurrent model
+  uint64_t salt = 1;          // another model
 };
 BackendShape HashShape(const HashModel& model);
 
@@ -45,6 +51,8 @@ class HashLayerBackend : public LayerBackend {
   void Abandon(FlightId flight) override;
   absl::Status ExportBlock(KvBlockId block, std::vector<std::byte>* out) override;
   absl::Status ImportBlock(KvBlockId block, std::span<const std::byte> bytes) override;
+  absl::Status ExportState(StateId state, std::vector<std::byte>* out) override;
+  absl::Status ImportState(StateId state, std::span<const std::byte> bytes) override;
   size_t live_flights() const { return flights_.size(); }
 
  private:
@@ -60,15 +68,19 @@ class HashLayerBackend : public LayerBackend {
   // Dense layers and attention from flight->layer on, until the next gate or the samples.
   void Advance(const FlightBatch& batch, Flight* flight, StageOut* out);
   void Attend(const FlightBatch& batch, uint32_t layer, Flight* flight);
+  void Recur(const FlightBatch& batch, uint32_t layer, Flight* flight);
   void Gate(Flight* flight) const;
   SampleResult Head(const SampleRow& sample, uint64_t h) const;
   uint64_t& Kv(KvBlockId block, uint32_t layer, uint32_t offset);
+  uint64_t& State(StateId state, uint32_t layer);
+  absl::Status CheckBytes(const char* what, uint32_t id, uint32_t count, size_t words, size_t bytes) const;
 
   const HashModel model_;
   const BackendShape shape_;
   BufferPool* const pool_;
   const HashExecutor executor_;
-  std::vector<uint64_t> arena_;  // [kv_blocks][layers][kKvBlockTokens]
+  std::vector<uint64_t> arena_;   // [kv_blocks][layers][kKvBlockTokens]
+  std::vector<uint64_t> states_;  // [state_slots][layers]
   std::map<FlightId, Flight> flights_;
 };
 

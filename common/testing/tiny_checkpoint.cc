@@ -124,11 +124,12 @@ TensorText MakeTensor(const TinyConfig& config, const TensorRole& role, uint64_t
   // Uniform in [-a, a) has variance a^2 / 3; matrices keep the scale of what passes through, a bit more for
   // the gate so that choices are clear. Norm weights lie around 1.
   float amplitude = 1.0f, centre = 0.0f;
-  if (role.shape.size() == 2) amplitude = std::sqrt(3.0f / static_cast<float>(role.shape[1]));
+  if (role.shape.size() >= 2) amplitude = std::sqrt(3.0f / static_cast<float>(role.shape.back()));
   if (role.part == ModelPart::kEmbedding) amplitude = 1.5f;
   if (role.part == ModelPart::kGate) amplitude *= 2.0f;
   if (role.shape.size() == 1 && !correction) amplitude = 0.25f, centre = 1.0f;
   if (correction) amplitude = 0.2f;
+  if (role.role.ends_with("a_log")) centre = -2.0f;  // states that last for some ten tokens
   for (uint64_t i = 0; i < elements; ++i) {
     AppendElement(t.dtype, centre + amplitude * Noise(config.seed, number, i), &t.bytes);
   }
@@ -199,6 +200,23 @@ std::string TinyConfigJson(const TinyConfig& c) {
               {"num_local_experts", c.experts},
               {"intermediate_size", c.expert_inter}});
     j["sliding_window"] = c.window == 0 ? Json(nullptr) : Json(c.window);
+    return j.dump(1);
+  }
+  if (c.family == TinyConfig::Family::kQwen3Next) {
+    j.update({{"model_type", "qwen3_next"},
+              {"num_key_value_heads", c.kv_heads},
+              {"head_dim", c.head_dim},
+              {"partial_rotary_factor", 0.5},
+              {"num_experts", c.experts},
+              {"moe_intermediate_size", c.expert_inter},
+              {"shared_expert_intermediate_size", c.expert_inter},
+              {"linear_num_key_heads", c.delta_k_heads},
+              {"linear_num_value_heads", c.delta_v_heads},
+              {"linear_key_head_dim", c.delta_k_dim},
+              {"linear_value_head_dim", c.delta_v_dim},
+              {"linear_conv_kernel_dim", c.taps}});
+    for (uint32_t i = 0; i < c.layers; ++i)
+      j["layer_types"].push_back(i % 2 == 0 ? "linear_attention" : "full_attention");
     return j.dump(1);
   }
   if (c.family == TinyConfig::Family::kLfm2Moe) {

@@ -10,7 +10,7 @@
 namespace consilium {
 
 struct TinyConfig {
-  enum class Family : uint8_t { kDeepseekV3, kMixtral, kLfm2Moe };
+  enum class Family : uint8_t { kDeepseekV3, kMixtral, kLfm2Moe, kQwen3Next };
   Family family = Family::kDeepseekV3;
   uint64_t seed = 1;
   DType dtype = DType::kBf16;  // of matrices and norms; correction biases are F32
@@ -20,10 +20,11 @@ struct TinyConfig {
   bool tied = false;
   bool gelu = false;  // gelu_pytorch_tanh instead of silu
   uint32_t experts = 8, top_k = 2, expert_inter = 16;
-  // Mixtral and, but for the window, LFM2-MoE.
+  // Mixtral and, but for the window, LFM2-MoE and Qwen3-Next.
   uint32_t kv_heads = 1, head_dim = 16, window = 0;
-  // LFM2-MoE: even layers are short convolutions.
+  // LFM2-MoE: even layers are short convolutions. Qwen3-Next: even layers are delta nets.
   uint32_t taps = 3;
+  uint32_t delta_k_heads = 2, delta_v_heads = 4, delta_k_dim = 8, delta_v_dim = 12;
   bool conv_bias = false;
   // DeepSeek-V3; of LFM2-MoE dense_layers and dense_inter.
   uint32_t q_lora = 12;  // 0: none

@@ -69,6 +69,9 @@ absl::Status CheckInt(const WeightSource& s) {
   RETURN_IF_ERROR(CheckGroups(s, kGroup));
   const size_t groups = CeilDiv(s.in, GroupOf(s));
   RETURN_IF_ERROR(Expect(s, "scales", s.scales.size(), s.out * groups * DTypeBytes(s.scale_type)));
+  if (s.layout == WeightSource::Layout::kWords && s.in % kGroup != 0) {
+    return Refuse(s, "inputs are no multiple of " + std::to_string(kGroup));
+  }
   if (s.layout == WeightSource::Layout::kPlain) {
     if (s.format != WeightFormat::kInt8) return Refuse(s, "has no plain layout");
     RETURN_IF_ERROR(Expect(s, "values", s.values.size(), size_t{s.out} * s.in));
@@ -102,8 +105,8 @@ absl::Status CheckSource(const WeightSource& s) {
     return s.layout == L::kPlain ? CheckFp8(s) : Refuse(s, "has a plain layout only");
   }
   if (s.format <= WeightFormat::kInt4Zero) {
-    return s.layout == L::kPlain || s.layout == L::kCompressed ? CheckInt(s)
-                                                               : Refuse(s, "is no format of this layout");
+    const bool fits = s.layout == L::kPlain || s.layout == L::kCompressed || s.layout == L::kWords;
+    return fits ? CheckInt(s) : Refuse(s, "is no format of this layout");
   }
   if (s.layout != L::kGguf && !(s.layout == L::kGptOss && s.format == WeightFormat::kMxfp4)) {
     return Refuse(s, "is no format of this layout");
@@ -126,6 +129,13 @@ RowPlace PlaceOf(const WeightSource& s, uint32_t part_row) {
   const size_t row = s.row_map.empty() ? s.first_row + size_t{part_row} * s.row_step : s.row_map[part_row];
   RowPlace r;
   size_t bytes = s.in;
+  r.zero_shift = row % 8 * 4;
+  if (s.layout == SourceLayout::kWords) {
+    r.scales = s.scales.data() + row * DTypeBytes(s.scale_type);
+    if (s.format == WeightFormat::kInt4Zero) r.zeros = s.zeros.data() + row / 8 * 4;
+    r.values = s.values.data() + row * 4;
+    return r;
+  }
   if (s.layout == SourceLayout::kGguf) {
     bytes = s.in / (GranularityK(s.format) == 256 ? 256 : kGroup) * GgufBlockBytes(s.format);
   } else if (s.layout == SourceLayout::kGptOss) {
@@ -138,7 +148,6 @@ RowPlace PlaceOf(const WeightSource& s, uint32_t part_row) {
     if (s.format == WeightFormat::kFp8) scale_row = s.scale_rows == 0 ? 0 : row / s.scale_rows;
     r.scales = s.scales.data() + scale_row * GroupsOf(s) * DTypeBytes(s.scale_type);
     if (s.format == WeightFormat::kInt4Zero) r.zeros = s.zeros.data() + row / 8 * GroupsOf(s) * 4;
-    r.zero_shift = row % 8 * 4;
   }
   r.values = s.values.data() + row * bytes;
   return r;
@@ -151,18 +160,33 @@ float E8m0Half(uint8_t e) {
 uint8_t CodeOf(RawCode code, const Block& b, uint32_t i) {
   const uint32_t byte = 8 * (i % 4);
   if (code == RawCode::k8 || code == RawCode::kFp8) return static_cast<uint8_t>(b.word[i / 4] >> byte);
+  if (code == RawCode::k2 || code == RawCode::k3) {
+    const uint32_t two = b.high[i / 16] >> (byte + 2 * (i % 16 / 4)) & 3;
+    return static_cast<uint8_t>(code == RawCode::k2 ? two : two | (b.word[0] >> (byte + i / 4) & 1) << 2);
+  }
   uint32_t v = b.word[i / 8] >> (byte + i % 8 / 4 * 4) & 15;
   if (code == RawCode::k5) v |= (b.high[0] >> (byte + i / 4) & 1) << 4;
   if (code == RawCode::k6) v |= (b.high[i / 16] >> (byte + 2 * (i % 16 / 4)) & 3) << 4;
   return static_cast<uint8_t>(v);
 }
 
+namespace {
+
+// The weight's integer.
+int32_t IntegerOf(const RawLayout& layout, const Block& b, uint32_t i) {
+  const uint8_t code = CodeOf(layout.code, b, i);
+  const int32_t q = layout.code == RawCode::k4Table ? kFp4Codes[code]
+                    : layout.code == RawCode::k4Iq  ? kIq4Codes[code]
+                                                    : code;
+  return q - static_cast<int32_t>(layout.bias) - (layout.tail == RawTail::kZero ? b.zero : 0);
+}
+
+}  // namespace
+
 Affine ElementOf(const RawLayout& layout, const Block& b, uint32_t i) {
   using numerics::FromF16;
   Affine a;
-  const uint8_t code = CodeOf(layout.code, b, i);
-  a.q = layout.code == RawCode::k4Table ? kFp4Codes[code] : code;
-  a.q -= static_cast<int32_t>(layout.bias) + (layout.tail == RawTail::kZero ? b.zero : 0);
+  a.q = IntegerOf(layout, b, i);
   switch (layout.scale) {
     case RawScale::kF16:
       a.scale = FromF16(static_cast<uint16_t>(b.scale));
@@ -182,6 +206,13 @@ Affine ElementOf(const RawLayout& layout, const Block& b, uint32_t i) {
       return a;
     case RawScale::kK6:
       a.scale = FromF16(b.super_scale) * static_cast<float>(static_cast<int8_t>(b.factor[i / 16]));
+      return a;
+    case RawScale::kKS:
+      a.scale = FromF16(b.super_scale) * static_cast<float>(static_cast<int8_t>(b.factor[0]));
+      return a;
+    case RawScale::kK2:
+      a.scale = FromF16(b.super_scale) * static_cast<float>(b.factor[i / 16] & 15);
+      a.minimum = -(FromF16(b.super_minimum) * static_cast<float>(b.factor[i / 16] >> 4));
       return a;
     case RawScale::kNone:
       break;
@@ -205,12 +236,10 @@ void BlockValues(const RawLayout& layout, const Block& b, uint32_t n, float* out
     for (uint32_t i = 0; i < n; ++i) out[i] = Fp8Value(code[i]) * scale;
     return;
   }
-  const int32_t bias = static_cast<int32_t>(layout.bias) + (layout.tail == RawTail::kZero ? b.zero : 0);
   for (uint32_t first = 0; first < n; first += 16) {
     const Affine a = ElementOf(layout, b, first);
     for (uint32_t i = first; i < std::min(n, first + 16); ++i) {
-      const uint8_t code = CodeOf(layout.code, b, i);
-      const int32_t q = (layout.code == RawCode::k4Table ? kFp4Codes[code] : code) - bias;
+      const int32_t q = IntegerOf(layout, b, i);
       // Where there is a minimum q * s is exact, elsewhere it is +0: one rounding either way, as in the fma.
       out[i] = static_cast<float>(q) * a.scale + a.minimum;
     }

@@ -14,16 +14,18 @@ inline constexpr uint32_t kBlockKMax = 128;
 // at a time, never code by code.
 struct Block {
   uint32_t word[kBlockKMax / 4] = {};
-  uint32_t high[2] = {};                        // k5: fifth bits; k6: upper bits of either half
-  uint32_t scale = 0;                           // bits, of the layout's scale type
-  uint16_t minimum = 0;                         // f16
-  uint8_t zero = 0;                             // zero point
-  uint8_t factor[2] = {};                       // kK: of d, of dmin; kK6: int8 of either half
+  uint32_t high[2] = {};   // k5: fifth bits; k6: upper bits of either half; k2, k3: pairs
+  uint32_t scale = 0;      // bits, of the layout's scale type
+  uint16_t minimum = 0;    // f16
+  uint8_t zero = 0;        // zero point
+  uint8_t factor[2] = {};  // kK: of d, of dmin; kK6, kK2: of either half; kKS: one
   uint16_t super_scale = 0, super_minimum = 0;  // f16
 };
 
 // Words of a block's codes in a column, the high bits apart.
 constexpr uint32_t CodeWords(RawCode code) {
+  if (code == RawCode::k2) return 0;
+  if (code == RawCode::k3) return 1;
   return code == RawCode::kFp8 ? kBlockKMax / 4 : code == RawCode::k8 ? kGroup / 4 : kGroup / 8;
 }
 

@@ -19,6 +19,7 @@
 #include "absl/status/statusor.h"
 #include "common/tensor/dtype.h"
 #include "kernels/api/weights.h"
+#include "kernels/cpu/raw_delta.h"
 
 namespace consilium {
 class KernelPool;  // common/exec/kernel_pool.h
@@ -56,7 +57,7 @@ struct ConstRows {
 
 // kSwigluClamped (gpt-oss): g = min(gate, limit), u = clamp(up, -limit, limit), (u + 1) * (g * sigmoid(alpha
 // * g)).
-enum class Activation : uint8_t { kSilu, kGeluTanh, kSwigluClamped };
+enum class Activation : uint8_t { kSilu, kGeluTanh, kSwigluClamped, kGeluErf };
 
 // One routed or dense gated MLP: y = down( act(gate(x)) * up(x) ). gate, up: [inter, hidden]; down: [hidden,
 // inter].
@@ -174,6 +175,8 @@ struct Ops {
   // As gemm, by integer dots of groups of 32. w.format: IsIntegerFormat; x.in == w.in.
   void (*gemm_i8)(const PackedMatrix& w, QuantRows x, Rows y, uint32_t panel_begin, uint32_t panel_end,
                   const float* bias);
+  // One head of a gated delta rule: raw_delta.h.
+  void (*delta)(const DeltaRule& d);
 };
 // Floats of scratch `attention` needs for one thread.
 size_t AttentionScratchFloats(const AttentionShape& shape);
@@ -199,6 +202,8 @@ void LayerNorm(const Ops& ops, KernelPool* pool, ConstRows x, const float* weigh
                uint32_t n, float eps, Rows y);
 void Attention(const Ops& ops, KernelPool* pool, const AttentionShape& shape,
                std::span<const AttentionRow> rows);
+// Heads of one layer; their state_out and y must not overlap.
+void ApplyDeltaRule(const Ops& ops, KernelPool* pool, std::span<const DeltaRule> heads);
 // Workspace is grown as needed and kept: no allocation in steady state.
 class GroupedFfn {
  public:

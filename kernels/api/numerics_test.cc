@@ -62,10 +62,14 @@ TEST(Activations, MatchTheirFormulasInDouble) {
     EXPECT_NEAR(Silu(x), d / (1 + std::exp(-d)), 4e-7 * std::max(1.0, std::abs(d)));
     const double gelu = 0.5 * d * (1 + std::tanh(std::sqrt(2 / M_PI) * (d + 0.044715 * d * d * d)));
     EXPECT_NEAR(GeluTanh(x), gelu, 6e-7 * std::max(1.0, std::abs(d)));
+    EXPECT_NEAR(GeluErf(x), 0.5 * d * std::erfc(-d / std::sqrt(2.0)), 3e-7 * std::max(1.0, std::abs(d)));
   }
   EXPECT_EQ(Sigmoid(-200.0f), 0.0f);
   EXPECT_EQ(Sigmoid(200.0f), 1.0f);
   EXPECT_EQ(Silu(200.0f), 200.0f);
+  EXPECT_EQ(GeluErf(kInf), kInf);
+  EXPECT_EQ(GeluErf(-kInf), 0.0f);
+  EXPECT_TRUE(std::isnan(GeluErf(kNan)));
 }
 
 TEST(ExpD, IsWithinOneAndAHalfUlps) {
@@ -94,6 +98,16 @@ TEST(LogD, IsWithinTwoUlpsAndKnowsItsEdges) {
   EXPECT_EQ(Log(0.0), -std::numeric_limits<double>::infinity());
   EXPECT_EQ(Log(std::numeric_limits<double>::infinity()), std::numeric_limits<double>::infinity());
   EXPECT_TRUE(std::isnan(Log(-1.0)));
+}
+
+TEST(SoftplusF, IsTheRoundedOneOverItsWholeRange) {
+  for (float x = -105.0f; x < 60.0f; x += 0.0137f) {
+    const long double want = std::log1p(std::exp(static_cast<long double>(x)));
+    EXPECT_NEAR(Softplus(x), static_cast<double>(want), static_cast<double>(want) * 0x1p-23 + 1e-45) << x;
+  }
+  EXPECT_EQ(Softplus(kInf), kInf);
+  EXPECT_EQ(Softplus(-kInf), 0.0f);
+  EXPECT_TRUE(std::isnan(Softplus(kNan)));
 }
 
 TEST(SinCosD, HoldsUpToTenMillionRadians) {

@@ -120,7 +120,7 @@ absl::Status NotAWeight(const WeightSource& s, const RawLayout& layout, const Bl
 
 template <WeightFormat F, SourceLayout L>
 absl::Status BlockPanel(const WeightSource& s, const RawLayout& l, uint32_t first, uint32_t count,
-                        std::byte* panel) {
+                        uint32_t at_k, std::byte* panel) {
   const RawLayout layout = l;
   RowPlace rows[kPanelColumns];
   for (uint32_t c = 0; c < count; ++c) rows[c] = PlaceOf(s, first + c);
@@ -128,7 +128,7 @@ absl::Status BlockPanel(const WeightSource& s, const RawLayout& l, uint32_t firs
   Block block;
   for (uint32_t b = 0; b * layout.block_k < s.columns(); ++b) {
     const size_t index = size_t{first_block} + b, group = index / shared;
-    const PanelPlaces places = PlacesIn(layout, panel, b);
+    const PanelPlaces places = PlacesIn(layout, panel, at_k / layout.block_k + b);
     for (uint32_t c = 0; c < count; ++c) {
       ReadBlock<F, L>(s, rows[c], index, group, &block);
       if (!Plausible(layout, block)) return NotAWeight(s, layout, block, first + c, b);
@@ -149,29 +149,32 @@ void Widen(const PlainRow& row, uint32_t n, float* out, F f) {
 
 }  // namespace
 
-absl::StatusOr<PackedMatrix> AllocatePacked(const WeightSource& s, uint32_t out) {
+absl::StatusOr<PackedMatrix> AllocatePacked(const WeightSource& s, uint32_t out, uint32_t in) {
   RETURN_IF_ERROR(CheckSource(s));
   PackedMatrix m;
   m.out = out;
-  m.in = s.columns();
+  m.in = in != 0 ? in : s.columns();
   m.format = s.format;
   m.scale = s.scale_type;
   m.data = AllocateFresh(m.bytes());
   return m;
 }
 
-absl::Status PackInto(const WeightSource& s, uint32_t at, PackedMatrix* m) {
+absl::Status PackInto(const WeightSource& s, uint32_t at, PackedMatrix* m, uint32_t at_k) {
   RETURN_IF_ERROR(CheckSource(s));
-  CHECK_MSG(
-      at % kPanelColumns == 0 && at + s.rows() <= m->out && s.columns() == m->in && s.format == m->format,
-      "the piece does not fit the matrix");
   const RawLayout layout = m->layout();
+  const bool inputs_fit =
+      at_k == 0 && s.columns() == m->in
+          ? true
+          : layout.block_k > 1 && at_k % layout.block_k == 0 && uint64_t{at_k} + s.columns() <= m->in;
+  CHECK_MSG(at % kPanelColumns == 0 && at + s.rows() <= m->out && inputs_fit && s.format == m->format,
+            "the piece does not fit the matrix");
   for (uint32_t first = 0; first < s.rows(); first += kPanelColumns) {
     std::byte* panel = m->data.get() + (at + first) / kPanelColumns * layout.panel_bytes;
     const uint32_t count = std::min(kPanelColumns, s.rows() - first);
     if (layout.block_k > 1) {
       RETURN_IF_ERROR(WithFormat(s, [&]<WeightFormat F, SourceLayout L>() {
-        return BlockPanel<F, L>(s, layout, first, count, panel);
+        return BlockPanel<F, L>(s, layout, first, count, at_k, panel);
       }));
     } else if (s.format == WeightFormat::kF32) {
       PlainPanel<uint32_t>(s, first, count, panel);

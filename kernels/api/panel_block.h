@@ -13,14 +13,14 @@ void PutAt(std::byte* base, size_t index, T v) {
 
 inline void WriteHeader(const RawLayout& l, const Block& b, const PanelPlaces& p, uint32_t column) {
   std::byte* tail = p.header + kPanelColumns * 2;
+  if (HasSuper(l.scale)) {
+    PutAt(p.super, column, b.super_scale);
+    if (l.tail == RawTail::kMin) PutAt(p.super, kPanelColumns + column, b.super_minimum);
+    PutAt(p.header, column, b.factor[0]);
+    if (l.scale != RawScale::kKS) PutAt(p.header, kPanelColumns + column, b.factor[1]);
+    return;
+  }
   switch (l.scale) {
-    case RawScale::kK:
-    case RawScale::kK6:
-      PutAt(p.super, column, b.super_scale);
-      if (l.scale == RawScale::kK) PutAt(p.super, kPanelColumns + column, b.super_minimum);
-      PutAt(p.header, column, b.factor[0]);
-      PutAt(p.header, kPanelColumns + column, b.factor[1]);
-      return;
     case RawScale::kF32:
       PutAt(p.header, column, b.scale);
       tail = p.header + kPanelColumns * 4;
@@ -39,8 +39,8 @@ template <RawCode kCode>
 void WriteBlock(const RawLayout& l, const Block& b, const PanelPlaces& p, uint32_t column) {
   WriteHeader(l, b, p, column);
   for (uint32_t t = 0; t < CodeWords(kCode); ++t) PutAt(p.codes, t * kPanelColumns + column, b.word[t]);
-  if (kCode == RawCode::k5 || kCode == RawCode::k6) PutAt(p.high, column, b.high[0]);
-  if (kCode == RawCode::k6) PutAt(p.high, kPanelColumns + column, b.high[1]);
+  if (HighBytes(kCode) > 0) PutAt(p.high, column, b.high[0]);
+  if (HighBytes(kCode) > 64) PutAt(p.high, kPanelColumns + column, b.high[1]);
 }
 
 }  // namespace consilium::kernels

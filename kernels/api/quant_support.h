@@ -56,7 +56,7 @@ struct QuantSource {
       }
       Scales(rng, (out + 127) / 128 * ((in + 127) / 128));
     } else if (format <= WeightFormat::kInt4Zero) {
-      if (layout != L::kPlain) s.layout = L::kCompressed;
+      if (layout != L::kPlain && layout != L::kWords) s.layout = L::kCompressed;
       const size_t per_word = format == WeightFormat::kInt8 ? 4 : 8;
       fill(&values, s.layout == L::kPlain ? size_t{out} * in : out * ((in + per_word - 1) / per_word) * 4);
       Scales(rng, out * groups);
@@ -115,6 +115,14 @@ struct QuantSource {
           return {256, 144, {0, 2}};
         case WeightFormat::kQ5K:
           return {256, 176, {0, 2}};
+        case WeightFormat::kIq4Nl:
+          return {32, 18, {0}};
+        case WeightFormat::kIq4Xs:
+          return {256, 136, {0}};
+        case WeightFormat::kQ2K:
+          return {256, 84, {80, 82}};
+        case WeightFormat::kQ3K:
+          return {256, 110, {108}};
         default:
           return {256, 210, {208}};
       }

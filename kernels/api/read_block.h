@@ -77,6 +77,21 @@ inline void KFactors(const std::byte* bytes, uint32_t j, uint8_t* factor) {
   }
 }
 
+// Pairs of bits at 2 * r of 32 bytes.
+inline void ReadPairs(const std::byte* p, uint32_t r, uint32_t* high) {
+  high[0] = high[1] = 0;
+  for (int t = 0; t < 4; ++t) {
+    high[0] |= (LoadAs<uint32_t>(p + 4 * t) >> (2 * r) & 0x03030303u) << (2 * t);
+    high[1] |= (LoadAs<uint32_t>(p + 16 + 4 * t) >> (2 * r) & 0x03030303u) << (2 * t);
+  }
+}
+// Bit j of 32 bytes.
+inline uint32_t ReadBits(const std::byte* p, uint32_t j) {
+  uint32_t word = 0;
+  for (int t = 0; t < 8; ++t) word |= (LoadAs<uint32_t>(p + 4 * t) >> j & 0x01010101u) << t;
+  return word;
+}
+
 template <bool kFive>
 void ReadQ45K(const std::byte* p, uint32_t j, Block* b) {
   b->super_scale = LoadAs<uint16_t>(p);
@@ -84,31 +99,55 @@ void ReadQ45K(const std::byte* p, uint32_t j, Block* b) {
   KFactors(p + 4, j, b->factor);
   FoldBytes(p + (kFive ? 48 : 16) + size_t{j / 2} * 32, j % 2 * 4, b->word);
   if (!kFive) return;
-  b->high[0] = 0;
-  for (int t = 0; t < 8; ++t) b->high[0] |= (LoadAs<uint32_t>(p + 16 + 4 * t) >> j & 0x01010101u) << t;
+  b->high[0] = ReadBits(p + 16, j);
+}
+
+inline void ReadQ2K(const std::byte* p, uint32_t j, Block* b) {
+  std::memcpy(b->factor, p + 2 * j, 2);
+  ReadPairs(p + 16 + 32 * (j / 4), j % 4, b->high);
+  b->super_scale = LoadAs<uint16_t>(p + 80);
+  b->super_minimum = LoadAs<uint16_t>(p + 82);
+}
+
+inline void ReadQ3K(const std::byte* p, uint32_t j, Block* b) {
+  b->word[0] = ReadBits(p, j);
+  ReadPairs(p + 32 + 32 * (j / 4), j % 4, b->high);
+  const auto* packed = reinterpret_cast<const uint8_t*>(p + 96);  // 16 scales: four bits, then two
+  for (uint32_t i = 0; i < 2; ++i) {
+    const uint32_t k = 2 * j + i, low = packed[k % 8] >> (k / 8 * 4) & 15,
+                   high = packed[8 + k % 4] >> (k / 4 * 2) & 3;
+    b->factor[i] = static_cast<uint8_t>((low | high << 4) - 32);
+  }
+  b->super_scale = LoadAs<uint16_t>(p + 108);
+}
+
+inline void ReadIq4Xs(const std::byte* p, uint32_t j, Block* b) {
+  b->super_scale = LoadAs<uint16_t>(p);
+  const uint32_t low = static_cast<uint32_t>(p[4 + j / 2]) >> (j % 2 * 4) & 15;
+  const uint32_t high = LoadAs<uint16_t>(p + 2) >> (2 * j) & 3u;
+  b->factor[0] = static_cast<uint8_t>((low | high << 4) - 32);
+  FoldHalves(p + 8 + size_t{j} * 16, b->word);
 }
 
 inline void ReadQ6K(const std::byte* p, uint32_t j, Block* b) {
   const uint32_t half = j / 4, r = j % 4;
   FoldBytes(p + 64 * half + 32 * (r % 2), r / 2 * 4, b->word);
-  const std::byte* high = p + 128 + 32 * half;
-  b->high[0] = b->high[1] = 0;
-  for (int t = 0; t < 4; ++t) {
-    b->high[0] |= (LoadAs<uint32_t>(high + 4 * t) >> (2 * r) & 0x03030303u) << (2 * t);
-    b->high[1] |= (LoadAs<uint32_t>(high + 16 + 4 * t) >> (2 * r) & 0x03030303u) << (2 * t);
-  }
+  ReadPairs(p + 128 + 32 * half, r, b->high);
   std::memcpy(b->factor, p + 192 + 8 * half + 2 * r, 2);
   b->super_scale = LoadAs<uint16_t>(p + 208);
 }
 
 template <WeightFormat F>
 void ReadGguf(const std::byte* row, size_t index, Block* b) {
-  constexpr bool kSuper = F == WeightFormat::kQ4K || F == WeightFormat::kQ5K || F == WeightFormat::kQ6K;
+  constexpr bool kSuper = F >= WeightFormat::kQ4K;
   const std::byte* p = row + (kSuper ? index / 8 : index) * GgufBlockBytes(F);
   const uint32_t sub = index % 8;
   if constexpr (F == WeightFormat::kQ4K) return ReadQ45K<false>(p, sub, b);
   if constexpr (F == WeightFormat::kQ5K) return ReadQ45K<true>(p, sub, b);
   if constexpr (F == WeightFormat::kQ6K) return ReadQ6K(p, sub, b);
+  if constexpr (F == WeightFormat::kQ2K) return ReadQ2K(p, sub, b);
+  if constexpr (F == WeightFormat::kQ3K) return ReadQ3K(p, sub, b);
+  if constexpr (F == WeightFormat::kIq4Xs) return ReadIq4Xs(p, sub, b);
   if constexpr (F == WeightFormat::kMxfp4) {
     b->scale = static_cast<uint8_t>(*p);
     return FoldHalves(p + 1, b->word);
@@ -154,10 +193,30 @@ inline void PadCodes(const std::byte* from, size_t n, uint8_t fill, std::byte* t
   }
 }
 
+// GPTQ: a block's words lie a row of words apart, as do the scales of its groups.
+template <WeightFormat F>
+void ReadWords(const WeightSource& s, const RowPlace& row, size_t index, size_t group, Block* b) {
+  constexpr size_t kWords = F == WeightFormat::kInt8 ? kGroup / 4 : kGroup / 8;
+  b->scale = ScaleAt(s, row.scales, group * s.out);
+  if constexpr (F == WeightFormat::kInt4Zero) {
+    const size_t words = (size_t{s.out} + 7) / 8;
+    b->zero = static_cast<uint8_t>(LoadAs<uint32_t>(row.zeros + group * words * 4) >> row.zero_shift & 15);
+  }
+  uint32_t word[kWords];
+  for (size_t t = 0; t < kWords; ++t)
+    word[t] = LoadAs<uint32_t>(row.values + (index * kWords + t) * s.out * 4);
+  if constexpr (F == WeightFormat::kInt8) {
+    std::memcpy(b->word, word, sizeof word);
+  } else {
+    FoldPairs(reinterpret_cast<const std::byte*>(word), b->word);
+  }
+}
+
 // Block `index` of the stored row, with the scale of `group`.
 template <WeightFormat F, SourceLayout L>
 void ReadBlock(const WeightSource& s, const RowPlace& row, size_t index, size_t group, Block* b) {
   if constexpr (L == SourceLayout::kGguf) return ReadGguf<F>(row.values, index, b);
+  if constexpr (L == SourceLayout::kWords) return ReadWords<F>(s, row, index, group, b);
   if constexpr (L == SourceLayout::kGptOss) {
     b->scale = static_cast<uint8_t>(row.scales[index]);
     return FoldPairs(row.values + index * (kGroup / 2), b->word);
@@ -222,10 +281,13 @@ auto WithFormat(const WeightSource& s, F f) {
       return f.template operator()<W::kFp8, L::kPlain>();
     case W::kInt8:
       if (s.layout == L::kPlain) return f.template operator()<W::kInt8, L::kPlain>();
+      if (s.layout == L::kWords) return f.template operator()<W::kInt8, L::kWords>();
       return f.template operator()<W::kInt8, L::kCompressed>();
     case W::kInt4:
+      if (s.layout == L::kWords) return f.template operator()<W::kInt4, L::kWords>();
       return f.template operator()<W::kInt4, L::kCompressed>();
     case W::kInt4Zero:
+      if (s.layout == L::kWords) return f.template operator()<W::kInt4Zero, L::kWords>();
       return f.template operator()<W::kInt4Zero, L::kCompressed>();
     case W::kMxfp4:
       if (s.layout == L::kGptOss) return f.template operator()<W::kMxfp4, L::kGptOss>();
@@ -244,6 +306,14 @@ auto WithFormat(const WeightSource& s, F f) {
       return f.template operator()<W::kQ4K, L::kGguf>();
     case W::kQ5K:
       return f.template operator()<W::kQ5K, L::kGguf>();
+    case W::kIq4Nl:
+      return f.template operator()<W::kIq4Nl, L::kGguf>();
+    case W::kQ2K:
+      return f.template operator()<W::kQ2K, L::kGguf>();
+    case W::kQ3K:
+      return f.template operator()<W::kQ3K, L::kGguf>();
+    case W::kIq4Xs:
+      return f.template operator()<W::kIq4Xs, L::kGguf>();
     default:
       return f.template operator()<W::kQ6K, L::kGguf>();
   }
@@ -263,8 +333,12 @@ constexpr RawCode CodeOfFormat(WeightFormat f) {
       return RawCode::k5;
     case WeightFormat::kQ6K:
       return RawCode::k6;
+    case WeightFormat::kQ2K:
+      return RawCode::k2;
+    case WeightFormat::kQ3K:
+      return RawCode::k3;
     default:
-      return RawCode::k4;  // k4Zero and k4Table lie alike
+      return RawCode::k4;  // k4Zero, k4Table and k4Iq lie alike
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include "common/base/hash.h"
 #include "kernels/api/kernels.h"
+#include "kernels/api/numerics.h"
 
 namespace consilium::kernels {
 namespace {
@@ -40,12 +41,12 @@ class Vectors {
     for (size_t i = 0; i < v.size(); ++i) {
       const uint64_t h = Mix(0x18, ++count_);
       const size_t at = i % bytes;
-      const size_t scale = format == WeightFormat::kQ6K ? 208 : 0;
+      const size_t scale = ScaleAt(format);
       v[i] = static_cast<std::byte>(h);
       if (format == WeightFormat::kFp8) v[i] = static_cast<std::byte>(h % 0x7F | (h & 0x80));
       if (format == WeightFormat::kMxfp4 && at == 0) v[i] = static_cast<std::byte>(118 + h % 8);
       // The upper byte of an f16: 2^-9 .. 2^-4, signed.
-      const bool half = at == scale + 1 || (at == 3 && HasMinimum(format));
+      const bool half = at == scale + 1 || (at == scale + 3 && HasMinimum(format));
       if (format >= WeightFormat::kQ8_0 && half) v[i] = static_cast<std::byte>((6 + h % 5) << 2 | (h & 0x80));
     }
     return v;
@@ -54,7 +55,10 @@ class Vectors {
  private:
   static bool HasMinimum(WeightFormat f) {
     return f == WeightFormat::kQ4_1 || f == WeightFormat::kQ5_1 || f == WeightFormat::kQ4K ||
-           f == WeightFormat::kQ5K;
+           f == WeightFormat::kQ5K || f == WeightFormat::kQ2K;
+  }
+  static size_t ScaleAt(WeightFormat f) {  // the first byte of a ggml block's f16
+    return f == WeightFormat::kQ6K ? 208 : f == WeightFormat::kQ3K ? 108 : f == WeightFormat::kQ2K ? 80 : 0;
   }
   uint64_t count_ = 0;
 };
@@ -93,7 +97,7 @@ void CheckRows(const Ops& ops, Vectors* in, Hash* hash) {
   std::vector<float> out(n);
   ops.rms_norm({a.data(), n, 1}, b.data(), n, 1e-6f, {out.data(), n, 1});
   hash->Add(out);
-  for (Activation act : {Activation::kSilu, Activation::kGeluTanh}) {
+  for (Activation act : {Activation::kSilu, Activation::kGeluTanh, Activation::kGeluErf}) {
     ops.gated(act, a.data(), b.data(), n, out.data());
     hash->Add(out);
   }
@@ -176,6 +180,36 @@ void CheckNormsAndClamps(const Ops& ops, Vectors* in, Hash* hash) {
   hash->Add(out);
 }
 
+void CheckDelta(const Ops& ops, Vectors* in, Hash* hash) {
+  const size_t tokens = 5;
+  for (const uint32_t v_dim : {37u, 128u}) {
+    DeltaRule d;
+    d.k_dim = 24;
+    d.v_dim = v_dim;
+    d.tokens = tokens;
+    const std::vector<float> q = in->Floats(tokens * d.k_dim), k = in->Floats(tokens * d.k_dim),
+                             v = in->Floats(tokens * v_dim), decay = in->Floats(tokens),
+                             beta = in->Floats(tokens);
+    std::vector<float> first(d.state_floats()), second(d.state_floats()), y(tokens * v_dim);
+    d.q = q.data(), d.k = k.data(), d.v = v.data(), d.decay = decay.data(), d.beta = beta.data();
+    d.q_stride = d.k_stride = d.k_dim;
+    d.v_stride = d.y_stride = v_dim;
+    d.decay_stride = d.beta_stride = 1;
+    d.y = y.data();
+    d.state_out = first.data();
+    ops.delta(d);
+    hash->Add(y);  // and what follows from the state: lanes beyond v_dim hold zeros of either sign
+    d.state_in = first.data();
+    d.state_out = second.data();
+    ops.delta(d);
+    hash->Add(y);
+  }
+  std::vector<float> ramp(400);
+  for (size_t i = 0; i < ramp.size(); ++i)
+    ramp[i] = numerics::Softplus(static_cast<float>(i) * 0.5f - 100.0f);
+  hash->Add(ramp);
+}
+
 // A matrix of every format: bytes from the stream, scales in a sane range.
 PackedMatrix Quantised(WeightFormat format, uint32_t out, uint32_t in, Vectors* v) {
   WeightSource s;
@@ -202,7 +236,8 @@ void CheckPacked(const Ops& ops, NumericsClass c, Vectors* in, Hash* hash) {
   for (WeightFormat format :
        {WeightFormat::kFp8, WeightFormat::kInt8, WeightFormat::kInt4, WeightFormat::kMxfp4,
         WeightFormat::kQ8_0, WeightFormat::kQ4_0, WeightFormat::kQ4_1, WeightFormat::kQ5_0,
-        WeightFormat::kQ5_1, WeightFormat::kQ4K, WeightFormat::kQ5K, WeightFormat::kQ6K}) {
+        WeightFormat::kQ5_1, WeightFormat::kQ4K, WeightFormat::kQ5K, WeightFormat::kQ6K, WeightFormat::kIq4Nl,
+        WeightFormat::kQ2K, WeightFormat::kQ3K, WeightFormat::kIq4Xs}) {
     const uint32_t out = 35, k = 256;
     const PackedMatrix w = Quantised(format, out, k, in);
     for (size_t rows : {1, 3, 9}) {
@@ -236,6 +271,7 @@ uint64_t Fingerprint(const Ops& ops) {
   CheckNormsAndClamps(ops, &in, &hash);
   constexpr float kSinks[6] = {0.5f, -3.0f, 20.0f, 0.0f, 1.0f, -100.0f};
   CheckAttention(ops, &in, &hash, {6, 2, 24, 24, 0.2f, 90, 60, 2.5f, kSinks});
+  CheckDelta(ops, &in, &hash);
   return hash.value();
 }
 

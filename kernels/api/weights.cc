@@ -51,7 +51,12 @@ uint32_t CodeBytes(RawCode code) {  // of one block
     case RawCode::k4:
     case RawCode::k4Zero:
     case RawCode::k4Table:
+    case RawCode::k4Iq:
       return 256;
+    case RawCode::k2:
+      return 128;
+    case RawCode::k3:
+      return 128 + 64;
     case RawCode::k5:
       return 256 + 64;
     case RawCode::k6:
@@ -104,12 +109,20 @@ RawLayout Kinds(WeightFormat format, DType scale) {
       return make(RawCode::k5, RawScale::kK, RawTail::kMin, 0);
     case WeightFormat::kQ6K:
       return make(RawCode::k6, RawScale::kK6, RawTail::kNone, 32);
+    case WeightFormat::kQ2K:
+      return make(RawCode::k2, RawScale::kK2, RawTail::kMin, 0);
+    case WeightFormat::kQ3K:
+      return make(RawCode::k3, RawScale::kK6, RawTail::kNone, 4);
+    case WeightFormat::kIq4Nl:
+      return make(RawCode::k4Iq, RawScale::kF16, RawTail::kNone, 128);
+    case WeightFormat::kIq4Xs:
+      return make(RawCode::k4Iq, RawScale::kKS, RawTail::kNone, 128);
   }
   return {};
 }
 
 uint32_t HeaderBytes(const RawLayout& l) {
-  if (l.scale == RawScale::kK || l.scale == RawScale::kK6) return 2 * kPanelColumns;
+  if (HasSuper(l.scale)) return (l.scale == RawScale::kKS ? 1 : 2) * kPanelColumns;
   uint32_t n = l.scale == RawScale::kF32    ? 4
                : l.scale == RawScale::kE8m0 ? 1
                : l.scale == RawScale::kNone ? 0
@@ -143,8 +156,9 @@ AlignedBytes AllocateAligned(size_t bytes) {
 }
 
 std::string_view WeightFormatName(WeightFormat format) {
-  constexpr std::string_view kNames[] = {"F32",  "BF16", "F16",  "FP8",  "INT8", "INT4", "INT4Z", "MXFP4",
-                                         "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K",  "Q6_K"};
+  constexpr std::string_view kNames[] = {"F32",   "BF16", "F16",  "FP8",  "INT8", "INT4",  "INT4Z",
+                                         "MXFP4", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1",  "IQ4_NL",
+                                         "Q4_K",  "Q5_K", "Q6_K", "Q2_K", "Q3_K", "IQ4_XS"};
   return kNames[static_cast<size_t>(format)];
 }
 
@@ -164,9 +178,9 @@ uint32_t GranularityK(WeightFormat format) {
 
 RawLayout PackedMatrix::layout() const {
   RawLayout l = Kinds(format, scale);
-  if (l.scale == RawScale::kK || l.scale == RawScale::kK6) {
+  if (HasSuper(l.scale)) {
     l.super_shift = kSuperShift;
-    l.super_header = (l.scale == RawScale::kK ? 4 : 2) * kPanelColumns;
+    l.super_header = (l.tail == RawTail::kMin ? 4 : 2) * kPanelColumns;
   }
   l.header = HeaderBytes(l);
   l.block_bytes = l.header + CodeBytes(l.code);

@@ -42,11 +42,15 @@ enum class WeightFormat : uint8_t {
   kQ4_1,
   kQ5_0,
   kQ5_1,
+  kIq4Nl,
   kQ4K,
   kQ5K,
   kQ6K,
+  kQ2K,
+  kQ3K,
+  kIq4Xs,
 };
-inline constexpr WeightFormat kWeightFormatLast = WeightFormat::kQ6K;
+inline constexpr WeightFormat kWeightFormatLast = WeightFormat::kIq4Xs;
 std::string_view WeightFormatName(WeightFormat format);
 // The format of plain elements. CHECKs that dtype is F32, BF16 or F16.
 WeightFormat PlainFormat(DType dtype);
@@ -58,6 +62,7 @@ constexpr size_t GgufBlockBytes(WeightFormat f) {
     case WeightFormat::kQ8_0:
       return 34;
     case WeightFormat::kQ4_0:
+    case WeightFormat::kIq4Nl:
       return 18;
     case WeightFormat::kQ4_1:
       return 20;
@@ -73,6 +78,12 @@ constexpr size_t GgufBlockBytes(WeightFormat f) {
       return 176;
     case WeightFormat::kQ6K:
       return 210;
+    case WeightFormat::kQ2K:
+      return 84;
+    case WeightFormat::kQ3K:
+      return 110;
+    case WeightFormat::kIq4Xs:
+      return 136;
     default:
       return 0;
   }
@@ -102,6 +113,7 @@ struct WeightSource {
     kPlain,       // row-major elements: F32, BF16, F16, FP8 bytes, int8 (signed)
     kTransposed,  // F32, BF16, F16 stored [in, out]
     kCompressed,  // compressed-tensors pack-quantized: kInt4, kInt4Zero, kInt8; 32-bit words along in
+    kWords,       // GPTQ: kInt4, kInt4Zero, kInt8; 32-bit words along in, outputs side by side
     kGptOss,      // MXFP4: element 2b in the low nibble of byte b, scales apart
     kGguf,        // ggml blocks, row by row; MXFP4 there: elements j and j + 16 in one byte
   };
@@ -110,9 +122,10 @@ struct WeightSource {
   uint32_t out = 0, in = 0;  // of the stored matrix
   std::span<const std::byte> values;
   // FP8: [ceil(out / scale_rows), ceil(in / group)]; kInt*: [out, ceil(in / group)]; MXFP4: E8M0 bytes
-  // [out, in / 32].
+  // [out, in / 32]. kWords: [ceil(in / group), out].
   std::span<const std::byte> scales;
-  std::span<const std::byte> zeros;  // kInt4Zero: words [ceil(out / 8), groups], packed along out
+  std::span<const std::byte> zeros;  // kInt4Zero: words [ceil(out / 8), groups] of eight outputs; kWords:
+                                     // [groups, ceil(out / 8)]
   DType scale_type = DType::kF32;
   uint32_t group = 0;         // inputs per scale; 0: the whole row. FP8: 128, or any multiple
   uint32_t scale_rows = 128;  // FP8: rows per scale; 0: the whole matrix
@@ -132,10 +145,11 @@ absl::Status CheckSource(const WeightSource& source);
 // INVALID_ARGUMENT as CheckSource, and for scales or fp8 codes that are no numbers or too large to be
 // weights.
 absl::StatusOr<PackedMatrix> Pack(const WeightSource& source);
-// Packs row [0, count) of a matrix made by AllocatePacked at output columns from `at` on (a multiple of 16),
-// so that a large matrix is packed piece by piece.
-absl::StatusOr<PackedMatrix> AllocatePacked(const WeightSource& source, uint32_t out);
-absl::Status PackInto(const WeightSource& source, uint32_t at, PackedMatrix* matrix);
+// Packs row [0, count) of a matrix made by AllocatePacked at output columns from `at` on (a multiple of 16)
+// and inputs from `at_k` on (a multiple of 32; of packed formats only), so that a large matrix is packed
+// piece by piece. `in`: 0: the source's.
+absl::StatusOr<PackedMatrix> AllocatePacked(const WeightSource& source, uint32_t out, uint32_t in = 0);
+absl::Status PackInto(const WeightSource& source, uint32_t at, PackedMatrix* matrix, uint32_t at_k = 0);
 // Row `row` (of the part) as f32: the values of class f32. The source must pass CheckSource.
 void DequantizeRow(const WeightSource& source, uint32_t row, float* out);
 // The value of W[column][k] in class f32: the definition (kernels/ref).

@@ -22,6 +22,29 @@ double Fp4(int code) {
   return (code & 8 ? -1 : 1) * kValues[code & 7];
 }
 
+constexpr int kIq4[] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+// Input b of a block of 256 of two or three bits.
+double Q2K(const std::byte* p, uint32_t b) {
+  const int f = Byte(p + b / 16), q = Byte(p + 16 + b / 128 * 32 + b % 32) >> (b % 128 / 32 * 2) & 3;
+  return Half(p + 80) * (f & 15) * q - Half(p + 82) * (f >> 4);
+}
+double Q3K(const std::byte* p, uint32_t b) {
+  const uint32_t g = b / 16;
+  const int low = Byte(p + 96 + g % 8) >> (g < 8 ? 0 : 4) & 15,
+            high = Byte(p + 104 + g % 4) >> (2 * (g / 4)) & 3;
+  const int two = Byte(p + 32 + b / 128 * 32 + b % 32) >> (b % 128 / 32 * 2) & 3;
+  const bool third = (Byte(p + b % 32) >> (b / 32) & 1) != 0;
+  return Half(p + 108) * (low + 16 * high - 32) * (third ? two : two - 4);
+}
+double Iq4Xs(const std::byte* p, uint32_t b) {
+  const uint32_t j = b / 32, i = b % 32;
+  const int scale =
+      (Byte(p + 4 + j / 2) >> (j % 2 * 4) & 15) | (((Byte(p + 2) | Byte(p + 3) << 8) >> (2 * j)) & 3) << 4;
+  const int byte = Byte(p + 8 + j * 16 + i % 16);
+  return Half(p) * (scale - 32) * kIq4[i < 16 ? byte & 15 : byte >> 4];
+}
+
 // A weight of a ggml matrix, in double.
 double Gguf(const QuantSource& s, uint32_t row, uint32_t k) {
   const WeightSource& w = s.source;
@@ -69,6 +92,16 @@ double Gguf(const QuantSource& s, uint32_t row, uint32_t k) {
       if (five) q += (Byte(p + 16 + i) >> j & 1) * 16;
       return Half(p) * sc * q - Half(p + 2) * m;
     }
+    case WeightFormat::kIq4Nl: {
+      const std::byte* p = block(32, 18);
+      return Half(p) * kIq4[nibble(p + 2)];
+    }
+    case WeightFormat::kQ2K:
+      return Q2K(block(256, 84), b);
+    case WeightFormat::kQ3K:
+      return Q3K(block(256, 110), b);
+    case WeightFormat::kIq4Xs:
+      return Iq4Xs(block(256, 136), b);
     default: {
       const std::byte* p = block(256, 210);
       const uint32_t half = b / 128, in_half = b % 128, quarter = in_half / 32;
@@ -132,6 +165,52 @@ TEST(Weights, OfCompressedTensorsAreCodeMinusZeroPointTimesScale) {
     for (uint32_t group : {32u, 64u, 128u, 200u}) ExpectCompressedTensors(type, 200, group);
     ExpectCompressedTensors(type, 197, 32);  // rows that end within a word and a byte
   }
+}
+
+// Words [in / 8, out] (bytes: [in / 4, out]), scales [groups, out], zero points words [groups, out / 8].
+void ExpectWords(WeightFormat format, uint32_t group) {
+  const uint32_t out = 24, in = 192;
+  const QuantSource s(format, out, in, group, DType::kF16, L::kWords, group);
+  const PackedMatrix m = s.Packed();
+  std::vector<float> row(in);
+  const auto word = [](const std::vector<std::byte>& v, size_t i) {
+    uint32_t w;
+    std::memcpy(&w, &v[4 * i], 4);
+    return w;
+  };
+  for (uint32_t r = 0; r < out; ++r) {
+    DequantizeRow(s.source, r, row.data());
+    for (uint32_t k = 0; k < in; ++k) {
+      const uint32_t g = k / group;
+      int q;
+      if (format == WeightFormat::kInt8) {
+        q = static_cast<int>(word(s.values, k / 4 * out + r) >> (8 * (k % 4)) & 255) - 128;
+      } else {
+        q = static_cast<int>(word(s.values, k / 8 * out + r) >> (4 * (k % 8)) & 15);
+        q -= format == WeightFormat::kInt4 ? 8 : word(s.zeros, g * (out / 8) + r / 8) >> (4 * (r % 8)) & 15;
+      }
+      ASSERT_EQ(WeightValue(m, r, k), static_cast<float>(q) * Scale(s, g * out + r)) << r << " " << k;
+      ASSERT_EQ(row[k], WeightValue(m, r, k));
+    }
+  }
+  // Some inputs at a time.
+  PackedMatrix pieces = AllocatePacked(s.source, out).value();
+  for (uint32_t at = 0; at < in; at += 64) {
+    WeightSource part = s.source;
+    part.first_k = at;
+    part.count_k = 64;
+    ASSERT_TRUE(PackInto(part, 0, &pieces, at).ok());
+  }
+  EXPECT_EQ(std::memcmp(pieces.data.get(), m.data.get(), m.bytes()), 0);
+}
+
+TEST(Weights, OfGptqLieInWordsAlongTheInputs) {
+  for (WeightFormat format : {WeightFormat::kInt4, WeightFormat::kInt4Zero, WeightFormat::kInt8}) {
+    for (uint32_t group : {32u, 64u, 192u}) ExpectWords(format, group);
+  }
+  QuantSource ragged(WeightFormat::kInt4, 8, 64, 1, DType::kF16, L::kWords);
+  ragged.source.in = 56;
+  EXPECT_FALSE(CheckSource(ragged.source).ok());
 }
 
 TEST(Weights, OfGptOssHoldNeighboursInAByte) {

@@ -68,6 +68,25 @@ __attribute__((target("avx512f"))) uint64_t SumAvx512(const std::byte* p, size_t
   return lanes[0] ^ lanes[7];
 }
 
+template <size_t kStreams>
+__attribute__((target("avx2"))) uint64_t SumAvx2(const std::byte* p, size_t bytes) {
+  __m256i s[2 * kStreams] = {};
+  const size_t part = bytes / kStreams;
+  for (size_t i = 0; i + 64 <= part; i += 64) {
+#pragma GCC unroll 8
+    for (size_t j = 0; j < kStreams; ++j) {
+      const auto* line = reinterpret_cast<const __m256i*>(p + i + part * j);
+      s[2 * j] = _mm256_add_epi64(s[2 * j], _mm256_loadu_si256(line));
+      s[2 * j + 1] = _mm256_add_epi64(s[2 * j + 1], _mm256_loadu_si256(line + 1));
+    }
+  }
+  __m256i t = s[0];
+  for (size_t j = 1; j < 2 * kStreams; ++j) t = _mm256_add_epi64(t, s[j]);
+  uint64_t lanes[4];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), t);
+  return lanes[0] ^ lanes[3];
+}
+
 __attribute__((target("avx512f"))) double ChainsAvx512() {
   __m512 acc[kChains];
   for (int i = 0; i < kChains; ++i) acc[i] = _mm512_set1_ps(static_cast<float>(i));
@@ -119,6 +138,7 @@ using SumFn = uint64_t (*)(const std::byte* p, size_t bytes);
 std::vector<SumFn> Sums() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f")) return {SumAvx512<1>, SumAvx512<4>, SumAvx512<8>};
+  if (__builtin_cpu_supports("avx2")) return {SumAvx2<1>, SumAvx2<4>, SumAvx2<8>};
 #endif
   return {SumWords<1>, SumWords<8>};
 }

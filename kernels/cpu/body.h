@@ -3,6 +3,7 @@
 // target. Order of every operation: docs/NUMERICS.md; the truth: kernels/ref.
 #include "kernels/api/numerics.h"
 #include "kernels/cpu/body_attention.h"
+#include "kernels/cpu/body_delta.h"
 #include "kernels/cpu/body_gemm.h"
 #include "kernels/cpu/body_rows.h"
 #include "kernels/cpu/raw.h"
@@ -22,7 +23,7 @@ const RawOps CONSILIUM_TABLE = {
     CONSILIUM_TARGET::Gemm,      CONSILIUM_TARGET::RmsNorm,       CONSILIUM_TARGET::Gated,
     CONSILIUM_TARGET::LayerNorm, CONSILIUM_TARGET::SwigluClamped, CONSILIUM_TARGET::Rope,
     CONSILIUM_TARGET::Attention, CONSILIUM_TARGET::Combine,       CONSILIUM_TARGET::Add,
-    CONSILIUM_TARGET::Scores,    CONSILIUM_TARGET::Weights,
+    CONSILIUM_TARGET::Scores,    CONSILIUM_TARGET::Weights,       CONSILIUM_TARGET::Delta,
 };
 
 }  // namespace consilium::kernels

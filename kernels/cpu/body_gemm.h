@@ -15,7 +15,8 @@ struct TileArgs {
   float* y;
   size_t y_stride;
   size_t columns;
-  const float* bias;  // of the first column, or null
+  const float* bias;    // of the first column, or null
+  bool resume = false;  // go on from what stands in y: earlier inputs, no bias yet
 };
 
 template <RawCode kCode>
@@ -44,17 +45,29 @@ LANES_FN void StoreTile(const TileArgs& t, V (&acc)[kRows][kPanels]) {
   }
 }
 
+// The sums so far of a tile: zero, or what stands in y.
+template <int kRows, int kPanels>
+LANES_FN void StartTile(const TileArgs& t, V (&acc)[kRows][kPanels]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int p = 0; p < kPanels; ++p) {
+      acc[r][p] = Zero();
+      if (!t.resume) continue;
+      const size_t first = static_cast<size_t>(p) * 16;
+      const float* y = t.y + static_cast<size_t>(r) * t.y_stride + first;
+      acc[r][p] = t.columns - first < 16 ? LoadN(y, t.columns - first) : Load(y);
+    }
+  }
+}
+
 static constexpr int kPrefetchPanels = 4;  // tiles of at most so many
 
 template <RawCode kCode, int kRows, int kPanels>
 void Tile(const TileArgs& t) {
   constexpr size_t kStep = 16 * (kCode == RawCode::kF32 ? 4 : 2);
   V acc[kRows][kPanels];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int p = 0; p < kPanels; ++p) acc[r][p] = Zero();
-  }
+  StartTile<kRows, kPanels>(t, acc);
   const char* panel[kPanels];
 #pragma GCC unroll 8
   for (int p = 0; p < kPanels; ++p) panel[p] = t.panels[p];

@@ -7,11 +7,11 @@
 namespace consilium::kernels::CONSILIUM_TARGET {
 
 // Rows of a tile, gathered for it group by group: the inputs as [8 steps of four][rows] words, a scale per
-// row, then what the sums of the group give: [rows] words (k6: of either half).
+// row, then what the sums of the group give: [rows] words (of either half where the code has halves).
 //   symmetric: what the bias of the codes adds to the dot; minimum: sx * float(sum); zero points: the sum.
 template <RawCode kCode>
 static constexpr size_t GroupWords(size_t rows) {
-  return rows * (kCode == RawCode::k6 ? 11 : 10);
+  return rows * (HasHalves(kCode) ? 11 : 10);
 }
 
 struct I8TileArgs : PackedTile {
@@ -40,9 +40,10 @@ static void GatherRow(const RawLayout& l, const unsigned char* x, size_t groups,
     const int32_t low = ReadAt<int16_t>(sums + group * 4), high = ReadAt<int16_t>(sums + group * 4 + 2);
     const float scale = ReadAt<float>(scales + group * 4);
     out[8 * rows] = __builtin_bit_cast(int32_t, scale);
-    if (kCode == RawCode::k6) {
-      out[9 * rows] = bias * low;
-      out[10 * rows] = bias * high;
+    if (HasHalves(kCode)) {
+      const bool minimum = l.tail == RawTail::kMin;
+      out[9 * rows] = minimum ? __builtin_bit_cast(int32_t, scale* static_cast<float>(low)) : bias * low;
+      out[10 * rows] = minimum ? __builtin_bit_cast(int32_t, scale* static_cast<float>(high)) : bias * high;
     } else if (l.tail == RawTail::kMin) {
       out[9 * rows] = __builtin_bit_cast(int32_t, scale* static_cast<float>(low + high));
     } else {
@@ -87,88 +88,196 @@ static size_t GatherEight(const RawLayout& l, const unsigned char* const (&x)[8]
       Transpose8(x, (group + g) * 32, words);
       const Words8 low = (sums[g] << 16) >> 16, high = sums[g] >> 16, sum = low + high;
       Words8 last[2] = {sum * bias, high * bias};
-      if (kCode == RawCode::k6) last[0] = low * bias;
+      if (HasHalves(kCode)) last[0] = low * bias;
       if (l.tail == RawTail::kZero) last[0] = sum;
-      if (l.tail == RawTail::kMin)
-        last[0] = (Words8)((Floats8)scales[g] * __builtin_convertvector(sum, Floats8));
+      if (l.tail == RawTail::kMin) {
+        last[0] =
+            (Words8)((Floats8)scales[g] * __builtin_convertvector(HasHalves(kCode) ? low : sum, Floats8));
+        last[1] = (Words8)((Floats8)scales[g] * __builtin_convertvector(high, Floats8));
+      }
       __builtin_memcpy(out, words, sizeof words);
       __builtin_memcpy(out + 64, &scales[g], sizeof scales[g]);
-      __builtin_memcpy(out + 72, last, kCode == RawCode::k6 ? 64 : 32);
+      __builtin_memcpy(out + 72, last, HasHalves(kCode) ? 64 : 32);
     }
   }
   return group;
 }
 
-// Whether a group is summed in 16-bit pairs, exact for codes up to 15: 16 * 15 * 127 < 2^15.
-template <RawCode kCode>
-static constexpr bool kInPairs = kPairs && kCode == RawCode::k4;
+// Whether codes go up to 255: bias 128.
+static constexpr bool IsWide(RawCode code) { return code == RawCode::k8 || code == RawCode::k4Iq; }
 
-// Steps [first, last) of four inputs of a group: dot[p][r] += codes . x
-template <RawCode kCode, int kRows, int kPanels>
-LANES_FN void DotSteps(VI (&dot)[kPanels][kRows], const BlockPlaces (&b)[kPanels], const int32_t* x,
-                       int first, int last) {
+// The codes of a step as a dot takes them.
+template <RawCode kCode>
+LANES_FN auto OperandOf(const BlockPlaces& b, int t) {
+  if constexpr (IsWide(kCode)) {
+    return WideOf(BytesOf<kCode>(b, t));
+  } else {
+    return BytesOf<kCode>(b, t);
+  }
+}
+template <RawCode kCode>
+using Operand = decltype(OperandOf<kCode>(BlockPlaces{}, 0));
+
+// The codes of a block: as they lie in memory, or unpacked once where more rows use them than have their dots
+// in registers.
+template <RawCode kCode, int kPanels>
+struct CodesInMemory {
+  const BlockPlaces (&b)[kPanels];
+  inline __attribute__((always_inline)) Operand<kCode> At(int p, int t) const {
+    return OperandOf<kCode>(b[p], t);
+  }
+};
+template <RawCode kCode, int kPanels>
+struct UnpackedCodes {
+  Operand<kCode> w[kPanels][8];
+  explicit inline __attribute__((always_inline)) UnpackedCodes(const BlockPlaces (&b)[kPanels]) {
 #pragma GCC unroll 8
-  for (int t = first; t < last; ++t) {
-    VI w[kPanels];
+    for (int p = 0; p < kPanels; ++p) {
 #pragma GCC unroll 8
-    for (int p = 0; p < kPanels; ++p) w[p] = BytesOf<kCode>(b[p], t);
+      for (int t = 0; t < 8; ++t) w[p][t] = OperandOf<kCode>(b[p], t);
+    }
+  }
+  inline __attribute__((always_inline)) const Operand<kCode>& At(int p, int t) const { return w[p][t]; }
+};
+
+// Whether products are added up in 16 bits for kPairSteps steps.
+template <RawCode kCode>
+static constexpr bool kInPairs = !IsWide(kCode) && kPairSteps<kCode> > 0;
+
+// Step t of four inputs of a group: dot[p][r] += codes . x, the words of a step `rows` apart.
+template <RawCode kCode, int kRows, int kPanels, class Codes>
+LANES_FN void DotStep(VI (&dot)[kPanels][kRows], const Codes& codes, const int32_t* x, int rows, int t) {
+  Operand<kCode> w[kPanels];
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const VI four = SetI(x[t * kRows + r]);
+  for (int p = 0; p < kPanels; ++p) w[p] = codes.At(p, t);
 #pragma GCC unroll 8
-      for (int p = 0; p < kPanels; ++p) {
-        if constexpr (kInPairs<kCode>) {
-          dot[p][r] = DotPairs(dot[p][r], w[p], four);
-        } else {
-          dot[p][r] = kCode == RawCode::k8 ? Dot4Wide(dot[p][r], w[p], four) : Dot4(dot[p][r], w[p], four);
-        }
+  for (int r = 0; r < kRows; ++r) {
+    const VI four = SetI(x[t * rows + r]);
+#pragma GCC unroll 8
+    for (int p = 0; p < kPanels; ++p) {
+      if constexpr (kInPairs<kCode>) {
+        dot[p][r] = DotPairs(dot[p][r], w[p], four);
+      } else {
+        dot[p][r] = Dot4(dot[p][r], w[p], four);
       }
+      if constexpr (kRows > 1) Pin(dot[p][r]);  // of one row memory is the bound, either way
     }
   }
 }
 
+// dot[p][r] = start[r] + codes . x over steps [first, first + kSteps).
+template <RawCode kCode, int kSteps, int kRows, int kPanels, class Codes>
+LANES_FN void Dots(VI (&dot)[kPanels][kRows], const VI (&start)[kRows], const Codes& codes, const int32_t* x,
+                   int rows, int first) {
+#pragma GCC unroll 8
+  for (int p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) dot[p][r] = start[r];
+  }
+  if constexpr (kInPairs<kCode>) {
+    constexpr int kFold = kPairSteps<kCode> < kSteps ? kPairSteps<kCode> : kSteps;
+#pragma GCC unroll 4
+    for (int t = first; t < first + kSteps; t += kFold) {
+      VI pairs[kPanels][kRows];
+#pragma GCC unroll 8
+      for (int p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) pairs[p][r] = SetI(0);
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < kFold; ++i) DotStep<kCode>(pairs, codes, x, rows, t + i);
+#pragma GCC unroll 8
+      for (int p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) dot[p][r] = AddPairs(dot[p][r], pairs[p][r]);
+      }
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int i = 0; i < kSteps; ++i) DotStep<kCode>(dot, codes, x, rows, first + i);
+  }
+}
+
+// Where the words of a group lie (GatherRow).
+template <RawCode kCode, int kRows>
+LANES_FN const int32_t* ScalesAt(const int32_t* x) {
+  return x + 8 * kRows;
+}
+template <RawCode kCode, int kRows>
+LANES_FN const int32_t* SumsAt(const int32_t* x, int part) {
+  return ScalesAt<kCode, kRows>(x) + (1 + part) * kRows;
+}
+
+// The dots of rows [first, first + kDots) of a tile of kRows.
+template <RawCode kCode, int kDots, int kRows, int kPanels, class Codes>
+LANES_FN void DotsOfRows(VI (&dot)[kPanels][kDots], const RawLayout& l, const Codes& codes, const int32_t* x,
+                         int part, int first) {
+  constexpr int kSteps = HasHalves(kCode) ? 4 : 8;
+  const int32_t* sums = SumsAt<kCode, kRows>(x, part) + first;
+  const bool biased = l.tail == RawTail::kNone && !(IsWide(kCode) && kWideTakesBias);
+  VI start[kDots];
+#pragma GCC unroll 8
+  for (int r = 0; r < kDots; ++r) start[r] = SetI(biased ? sums[r] : 0);
+  Dots<kCode, kSteps>(dot, start, codes, x + first, kRows, part * kSteps);
+}
+
+// acc += dots, scaled.
+template <RawCode kCode, int kRows, int kPanels>
+LANES_FN void AddDots(V (&acc)[kPanels][kRows], VI (&dot)[kPanels][kRows], const RawLayout& l,
+                      const BlockPlaces (&b)[kPanels], const int32_t* x, int part) {
+  const int32_t* scales = ScalesAt<kCode, kRows>(x);
+  const int32_t* sums = SumsAt<kCode, kRows>(x, part);
+#pragma GCC unroll 8
+  for (int p = 0; p < kPanels; ++p) {
+    const char* tail = nullptr;
+    const V s = ScaleOf(l, b[p], part, &tail);
+    if (l.tail == RawTail::kZero) {
+      const VI zero = LoadU8I(tail);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) dot[p][r] = SubI(dot[p][r], MulI(zero, SetI(sums[r])));
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      acc[p][r] = Fma(ToFloat(dot[p][r]), Mul(Set1(FloatAt(scales + r)), s), acc[p][r]);
+    }
+    if (l.tail == RawTail::kMin) {
+      const V m = MinimumOf(l, b[p], tail);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) acc[p][r] = Fma(m, Set1(FloatAt(sums + r)), acc[p][r]);
+    }
+  }
+}
+
+// Ends what the compiler may keep in registers: as registers the codes of a block would push out the dots.
+LANES_FN void ToMemory(const void* p) { asm volatile("" : : "r"(p) : "memory"); }
+
 template <RawCode kCode, int kRows, int kPanels>
 LANES_FN void I8Group(V (&acc)[kPanels][kRows], const RawLayout& l, const BlockPlaces (&b)[kPanels],
                       const int32_t* x) {
-  constexpr int kParts = kCode == RawCode::k6 ? 2 : 1;
-  const int32_t* scales = x + 8 * kRows;
+  constexpr int kParts = HasHalves(kCode) ? 2 : 1;
+  constexpr int kSets = (kRows + kDotRows - 1) / kDotRows, kDots = kRows / kSets;
+  static_assert(kDots * kSets == kRows);
+  VI dot[kPanels][kRows];
+  if constexpr (kSets == 1) {
+    const CodesInMemory<kCode, kPanels> codes{b};
 #pragma GCC unroll 2
-  for (int part = 0; part < kParts; ++part) {
-    const int32_t* sums = scales + (1 + part) * kRows;
-    const bool biased = l.tail == RawTail::kNone && !(kCode == RawCode::k8 && kWideTakesBias);
-    VI start[kRows], dot[kPanels][kRows];
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      start[r] = SetI(biased ? sums[r] : 0);
-#pragma GCC unroll 8
-      for (int p = 0; p < kPanels; ++p) dot[p][r] = kInPairs<kCode> ? SetI(0) : start[r];
+    for (int part = 0; part < kParts; ++part) {
+      DotsOfRows<kCode, kRows, kRows>(dot, l, codes, x, part, 0);
+      AddDots<kCode, kRows, kPanels>(acc, dot, l, b, x, part);
     }
-    DotSteps<kCode, kRows, kPanels>(dot, b, x, part * 4, kParts == 1 ? 8 : part * 4 + 4);
-    if constexpr (kInPairs<kCode>) {
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-        for (int p = 0; p < kPanels; ++p) dot[p][r] = AddPairs(start[r], dot[p][r]);
+  } else {
+    const UnpackedCodes<kCode, kPanels> unpacked(b);
+    ToMemory(&unpacked);
+    for (int part = 0; part < kParts; ++part) {
+      for (int first = 0; first < kRows; first += kDots) {
+        VI some[kPanels][kDots];
+        DotsOfRows<kCode, kDots, kRows>(some, l, unpacked, x, part, first);
+        for (int p = 0; p < kPanels; ++p) {
+          for (int r = 0; r < kDots; ++r) dot[p][first + r] = some[p][r];
+        }
+        ToMemory(&dot);
       }
-    }
-#pragma GCC unroll 8
-    for (int p = 0; p < kPanels; ++p) {
-      const char* tail = nullptr;
-      const V s = ScaleOf(l, b[p], part, &tail);
-      if (l.tail == RawTail::kZero) {
-        const VI zero = LoadU8I(tail);
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) dot[p][r] = SubI(dot[p][r], MulI(zero, SetI(sums[r])));
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        acc[p][r] = Fma(ToFloat(dot[p][r]), Mul(Set1(FloatAt(scales + r)), s), acc[p][r]);
-      }
-      if (l.tail == RawTail::kMin) {
-        const V m = MinimumOf(l, b[p], tail);
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) acc[p][r] = Fma(m, Set1(FloatAt(sums + r)), acc[p][r]);
-      }
+      AddDots<kCode, kRows, kPanels>(acc, dot, l, b, x, part);
     }
   }
 }
@@ -201,32 +310,19 @@ static void I8Tile(const I8TileArgs& a) {
   StoreRows<kRows, kPanels>(rows, a);
 }
 
-template <RawCode kCode, int kRows>
-LANES_FN void I8TileOf(const I8TileArgs& a, int panels) {
-  constexpr int kMost = kI8Panels[kRows];
-  panels == kMost ? I8Tile<kCode, kRows, kMost>(a) : I8Tile<kCode, kRows, 1>(a);
-}
-
 template <RawCode kCode>
 static void I8Rows(const I8TileArgs& a, int rows, int panels) {
-  if (rows == 1) I8TileOf<kCode, 1>(a, panels);
-  if (rows == 2) I8TileOf<kCode, 2>(a, panels);
-  if constexpr (kQuantRows >= 4) {
-    if (rows == 4) I8TileOf<kCode, 4>(a, panels);
-  }
-  if constexpr (kQuantRows >= 6) {
-    if (rows == 6) I8TileOf<kCode, 6>(a, panels);
-  }
-  if constexpr (kQuantRows >= 8) {
-    if (rows == 8) I8TileOf<kCode, 8>(a, panels);
-  }
+  WithRows<kI8Rows, kI8Tile>(rows, [&](auto r) {
+    constexpr int kRows = decltype(r)::value, kMost = kI8Panels[kRows];
+    panels == kMost ? I8Tile<kCode, kRows, kMost>(a) : I8Tile<kCode, kRows, 1>(a);
+  });
 }
 
 // Rows [first, first + count) in tiles, spare rows repeating the last one.
 template <RawCode kCode>
 static void GatherRows(const RawI8Gemm& g, size_t groups, size_t first, size_t count, int32_t* out) {
   for (size_t row = 0; row < count;) {
-    const size_t left = count - row, rows = static_cast<size_t>(QuantTileRows(left));
+    const size_t left = count - row, rows = static_cast<size_t>(kI8Shapes.Rows(left));
     const unsigned char* x[8];
     for (size_t r = 0; r < 8; ++r) x[r] = g.x + (first + row + (r < left ? r : left - 1)) * groups * 40;
     const size_t done = rows == 8 ? GatherEight<kCode>(g.layout, x, groups, out) : 0;
@@ -242,7 +338,7 @@ static void GemmI8Of(const RawI8Gemm& g) {
   for (size_t first = 0; first < g.rows; first += kI8RowBlock) {
     const size_t count = g.rows - first < kI8RowBlock ? g.rows - first : kI8RowBlock;
     GatherRows<kCode>(g, groups, first, count, g.scratch);
-    ForTiles(g, first, count, kI8Panels, [&](const PackedTile& t, size_t row, int rows, int panels) {
+    ForTiles(g, first, count, kI8Shapes, [&](const PackedTile& t, size_t row, int rows, int panels) {
       I8Rows<kCode>({t, groups, g.scratch + row * groups * GroupWords<kCode>(1)}, rows, panels);
     });
   }
@@ -262,6 +358,12 @@ static void GemmI8(const RawI8Gemm& g) {
       return GemmI8Of<RawCode::k5>(g);
     case RawCode::k6:
       return GemmI8Of<RawCode::k6>(g);
+    case RawCode::k2:
+      return GemmI8Of<RawCode::k2>(g);
+    case RawCode::k3:
+      return GemmI8Of<RawCode::k3>(g);
+    case RawCode::k4Iq:
+      return GemmI8Of<RawCode::k4Iq>(g);
     default:
       return;
   }

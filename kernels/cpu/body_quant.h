@@ -38,7 +38,7 @@ static void QuantTile(const QuantTileArgs& a) {
   constexpr size_t kBlock = kCode == RawCode::kFp8 ? 128 : 32;
   constexpr int kSteps = static_cast<int>(kBlock) / 4;
   const RawLayout& l = *a.layout;
-  const Table16 table = TableFor<kCode>();
+  const auto table = TableFor<kCode>();
   V acc[kRows][kPanels];
   const float* x[kRows];
 #pragma GCC unroll 8
@@ -61,7 +61,7 @@ static void QuantTile(const QuantTileArgs& a) {
     const size_t left = a.in - k;
     const int whole = left < kBlock ? static_cast<int>(left / 4) & ~1 : kSteps;
     for (int t = 0; t < whole; t += 2) {  // pairs: low and high nibbles
-      if (kCode == RawCode::k6 && t == kSteps / 2) {
+      if (HasHalves(kCode) && t == kSteps / 2) {
         for (int p = 0; p < kPanels; ++p) c[p] = ScalesFor<kCode>(l, b[p], 1);
       }
       if (kBlock > 32) {  // a long block: lines as they are used
@@ -81,30 +81,68 @@ static void QuantTile(const QuantTileArgs& a) {
   StoreRows<kRows, kPanels>(acc, a);
 }
 
-template <RawCode kCode, int kRows>
-LANES_FN void QuantTileOf(const QuantTileArgs& a, int panels) {
-  if (panels == 1) return QuantTile<kCode, kRows, 1>(a);
-  QuantTile<kCode, kRows, kQuantPanels[kRows]>(a);
-}
-
 template <RawCode kCode>
 static void QuantRows(const QuantTileArgs& a, int rows, int panels) {
-  if (rows == 1) QuantTileOf<kCode, 1>(a, panels);
-  if (rows == 2) QuantTileOf<kCode, 2>(a, panels);
-  if constexpr (kQuantRows >= 4) {
-    if (rows == 4) QuantTileOf<kCode, 4>(a, panels);
+  WithRows<kQuantRows, kQuantTile>(rows, [&](auto r) {
+    constexpr int kRows = decltype(r)::value, kMost = kQuantPanels[kRows];
+    panels == kMost ? QuantTile<kCode, kRows, kMost>(a) : QuantTile<kCode, kRows, 1>(a);
+  });
+}
+
+static constexpr size_t kWidenInputs = 256;  // a multiple of every block; 16 KiB of f32 a panel
+
+// Inputs [k, k + n) of a panel as f32 [n][16].
+template <RawCode kCode>
+static void WidenPanel(const RawLayout& l, const char* panel, size_t k, size_t n, float* out) {
+  constexpr size_t kBlock = kCode == RawCode::kFp8 ? 128 : 32;
+  const auto table = TableFor<kCode>();
+  for (size_t first = k; first < k + n; first += kBlock) {
+    const BlockPlaces b =
+        PlacesOf<kCode>(l, panel, l.SuperOffset(first / kBlock), l.BlockOffset(first / kBlock));
+    ScaleMin c = ScalesFor<kCode>(l, b, 0);
+    if (kBlock == 32) PrefetchLines(b.header + kPrefetchBytes, l.block_bytes);
+    for (int t = 0; t < static_cast<int>(kBlock) / 4; t += 2, out += 8 * 16) {
+      if (kBlock > 32) PrefetchLines(b.codes + kPrefetchBytes + 64 * t, 128);
+      if (HasHalves(kCode) && t == 4) c = ScalesFor<kCode>(l, b, 1);
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i) {
+        const VI raw = RawOf<kCode>(b, t + i);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) Store(out + (4 * i + j) * 16, ValueOf<kCode>(raw, t + i, j, c, table));
+      }
+    }
   }
-  if constexpr (kQuantRows >= 6) {
-    if (rows == 6) QuantTileOf<kCode, 6>(a, panels);
-  }
-  if constexpr (kQuantRows >= 8) {
-    if (rows == 8) QuantTileOf<kCode, 8>(a, panels);
+}
+
+// Many rows: a part of a panel is widened once for all of them.
+template <RawCode kCode>
+static void QuantGemmWidened(const RawGemm& g) {
+  alignas(64) float wide[kWidenInputs * 16];
+  TileArgs t;
+  t.panels[0] = reinterpret_cast<const char*>(wide);
+  t.x_stride = g.x_stride;
+  t.y_stride = g.y_stride;
+  for (size_t p = g.panel_begin; p < g.panel_end; ++p) {
+    const char* panel = static_cast<const char*>(g.data) + p * g.layout.panel_bytes;
+    t.y = g.y + p * 16;
+    t.columns = g.out - p * 16;
+    for (size_t k = 0; k < g.in; k += kWidenInputs) {
+      t.k = g.in - k < kWidenInputs ? g.in - k : kWidenInputs;
+      t.x = g.x + k;
+      t.resume = k > 0;
+      t.bias = k + t.k == g.in && g.bias != nullptr ? g.bias + p * 16 : nullptr;
+      WidenPanel<kCode>(g.layout, panel, k, t.k, wide);
+      RowsOfGroup<RawCode::kF32>(t, g.rows, 1);
+    }
   }
 }
 
 template <RawCode kCode>
 static void QuantGemmOf(const RawGemm& g) {
-  ForTiles(g, 0, g.rows, kQuantPanels, [&](const PackedTile& t, size_t first, int rows, int panels) {
+  if constexpr (kWidenRows != ~size_t{0}) {
+    if (g.rows > kWidenRows) return QuantGemmWidened<kCode>(g);
+  }
+  ForTiles(g, 0, g.rows, kQuantShapes, [&](const PackedTile& t, size_t first, int rows, int panels) {
     QuantTileArgs a{t, g.in, {}};
     for (size_t r = 0; r < static_cast<size_t>(rows); ++r) {
       const size_t row = first + r < g.rows ? first + r : g.rows - 1;
@@ -133,6 +171,12 @@ static void QuantGemm(const RawGemm& g) {
       return QuantGemmOf<RawCode::k5>(g);
     case RawCode::k6:
       return QuantGemmOf<RawCode::k6>(g);
+    case RawCode::k2:
+      return QuantGemmOf<RawCode::k2>(g);
+    case RawCode::k3:
+      return QuantGemmOf<RawCode::k3>(g);
+    case RawCode::k4Iq:
+      return QuantGemmOf<RawCode::k4Iq>(g);
     default:
       return;
   }

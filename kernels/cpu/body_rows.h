@@ -37,6 +37,17 @@ static inline V TanhLanes(V x) {
   return IfLess(a, Set1(kTanhBranch), small, large);
 }
 
+static inline V GeluErfLanes(V x) {
+  using namespace numerics;
+  V a = IfLess(x, Zero(), Neg(x), x);
+  a = IfLess(a, Set1(kGeluErfEnd), a, Set1(kGeluErfEnd));
+  const V z = Mul(Set1(kSqrtHalf), a), t = Div(Set1(1.0f), Fma(Set1(0.5f), z, Set1(1.0f)));
+  V p = Set1(kErfcPoly[0]);
+  for (int i = 1; i < 10; ++i) p = Fma(p, t, Set1(kErfcPoly[i]));
+  const V tail = Mul(Mul(Set1(0.5f), a), Mul(ExpLanes(Neg(Mul(z, z))), p));
+  return IfLess(x, Zero(), Neg(tail), Sub(x, tail));
+}
+
 static inline V GeluLanes(V x) {
   using namespace numerics;
   const V inner = Fma(Mul(Set1(kGeluCubic), Mul(x, x)), x, x);
@@ -72,9 +83,11 @@ static void RmsNorm(const float* x, size_t x_stride, size_t rows, const float* w
   }
 }
 
-static void Gated(bool gelu, const float* gate, const float* up, uint32_t n, float* a) {
-  if (gelu) {
+static void Gated(RawGate kind, const float* gate, const float* up, uint32_t n, float* a) {
+  if (kind == RawGate::kGeluTanh) {
     ForLanes(n, a, [&](auto load) { return Mul(GeluLanes(load(gate)), load(up)); });
+  } else if (kind == RawGate::kGeluErf) {
+    ForLanes(n, a, [&](auto load) { return Mul(GeluErfLanes(load(gate)), load(up)); });
   } else {
     ForLanes(n, a, [&](auto load) { return Mul(SiluLanes(load(gate)), load(up)); });
   }

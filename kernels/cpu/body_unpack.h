@@ -7,6 +7,8 @@ namespace consilium::kernels::CONSILIUM_TARGET {
 alignas(64) static constexpr float kNibbleValues[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 alignas(64) static constexpr float kFp4Values[16] = {12, 13, 14, 15, 16, 18, 20, 24,
                                                      12, 11, 10, 9,  8,  6,  4,  0};
+alignas(64) static constexpr float kIq4Values[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                                                     129, 141, 153, 166, 181, 197, 217, 241};
 
 // The value of code u is fma(u, s, m): the bias of a symmetric format lies in m, exactly. k4Zero: m is the
 // zero point, the value (u - m) * s (zero * s would be rounded where s has 24 bits).
@@ -24,7 +26,7 @@ template <RawCode kCode>
 LANES_FN BlockPlaces PlacesOf(const RawLayout& l, const char* panel, size_t super, size_t block) {
   const char* header = panel + block;
   const char* high = header + l.header;
-  return {panel + super, header, high, high + (kCode == RawCode::k5 ? 64 : kCode == RawCode::k6 ? 128 : 0)};
+  return {panel + super, header, high, high + HighBytes(kCode)};
 }
 
 // Scale and true minimum; *tail: what follows the scales.
@@ -47,12 +49,18 @@ LANES_FN V ScaleOf(const RawLayout& l, const BlockPlaces& b, int half, const cha
       return Mul(LoadF16(b.super), LoadU8(b.header));
     case RawScale::kK6:
       return Mul(LoadF16(b.super), LoadI8(b.header + 16 * half));
+    case RawScale::kKS:
+      return Mul(LoadF16(b.super), LoadI8(b.header));
+    case RawScale::kK2:
+      *tail = b.header + 16 * half;
+      return Mul(LoadF16(b.super), ToFloat(AndI(LoadU8I(*tail), SetI(15))));
     default:
       return Zero();
   }
 }
 LANES_FN V MinimumOf(const RawLayout& l, const BlockPlaces& b, const char* tail) {
   if (l.scale == RawScale::kK) return Neg(Mul(LoadF16(b.super + 32), LoadU8(tail)));
+  if (l.scale == RawScale::kK2) return Neg(Mul(LoadF16(b.super + 32), ToFloat(ShiftRight(LoadU8I(tail), 4))));
   return LoadF16(tail);
 }
 LANES_FN ScaleMin ScalesOf(const RawLayout& l, const BlockPlaces& b, int half) {
@@ -74,50 +82,61 @@ template <RawCode kCode>
 LANES_FN VI NibblesOf(const BlockPlaces& b, int t) {
   return AndI(ShiftRight(LoadI(b.codes + 64 * (t / 2)), 4 * (t % 2)), SetI(0x0F0F0F0F));
 }
+// Bits of every byte from bit `from` on, moved to bit `to`; `mask` picks them there.
+LANES_FN VI MoveBits(VI v, int from, int to, int mask) {
+  return AndI(from < to ? ShiftLeft(v, to - from) : from > to ? ShiftRight(v, from - to) : v, SetI(mask));
+}
 template <RawCode kCode>
 LANES_FN VI BytesOf(const BlockPlaces& b, int t) {
   if constexpr (kCode == RawCode::k8 || kCode == RawCode::kFp8) {
     return LoadI(b.codes + 64 * t);
-  } else if constexpr (kCode == RawCode::k4) {
+  } else if constexpr (kCode == RawCode::k4 || kCode == RawCode::k4Zero) {
     return NibblesOf<kCode>(b, t);
   } else if constexpr (kCode == RawCode::k4Table) {
     return BytesThrough(NibblesOf<kCode>(b, t), kFp4Codes);
+  } else if constexpr (kCode == RawCode::k4Iq) {
+    return BytesThrough(NibblesOf<kCode>(b, t), kIq4Codes);
+  } else if constexpr (kCode == RawCode::k2 || kCode == RawCode::k3) {
+    const VI two = MoveBits(LoadI(b.high + 64 * (t / 4)), 2 * (t % 4), 0, 0x03030303);
+    if constexpr (kCode == RawCode::k2) return two;
+    return OrI(two, MoveBits(LoadI(b.codes), t, 2, 0x04040404));
   } else if constexpr (kCode == RawCode::k5) {
-    const VI high = AndI(ShiftRight(LoadI(b.high), t), SetI(0x01010101));
-    return OrI(NibblesOf<kCode>(b, t), ShiftLeft(high, 4));
+    return OrI(NibblesOf<kCode>(b, t), MoveBits(LoadI(b.high), t, 4, 0x10101010));
   } else {
-    const VI high = AndI(ShiftRight(LoadI(b.high + 64 * (t / 4)), 2 * (t % 4)), SetI(0x03030303));
-    return OrI(NibblesOf<kCode>(b, t), ShiftLeft(high, 4));
+    return OrI(NibblesOf<kCode>(b, t), MoveBits(LoadI(b.high + 64 * (t / 4)), 2 * (t % 4), 4, 0x30303030));
   }
 }
 
 static constexpr bool IsNibbles(RawCode code) {
-  return code == RawCode::k4 || code == RawCode::k4Zero || code == RawCode::k4Table;
+  return code == RawCode::k4 || code == RawCode::k4Zero || code == RawCode::k4Table || code == RawCode::k4Iq;
 }
 
-// What ValueOf takes: bytes, or for four bits the nibbles as they lie.
+// What ValueOf takes: bytes, or the nibbles as they lie where a table of floats is quicker.
 template <RawCode kCode>
 LANES_FN VI RawOf(const BlockPlaces& b, int t) {
-  if constexpr (IsNibbles(kCode)) return LoadI(b.codes + 64 * (t / 2));
+  if constexpr (IsNibbles(kCode) && kNibbleLookup) return LoadI(b.codes + 64 * (t / 2));
   return BytesOf<kCode>(b, t);
 }
 // Weight of input 4t + j. fp8: s is the scale times 2^120, see Fp8F; one rounding.
-template <RawCode kCode>
-LANES_FN V ValueOf(VI raw, int t, int j, const ScaleMin& c, const Table16& table) {
+template <RawCode kCode, class Table>
+LANES_FN V ValueOf(VI raw, int t, int j, const ScaleMin& c, const Table& table) {
   if constexpr (kCode == RawCode::kFp8) {
     return Mul(Fp8F(raw, j), c.s);
-  } else if constexpr (IsNibbles(kCode)) {
-    const int n = 2 * j + t % 2;
-    const V u = kCode == RawCode::k4Table ? NibbleF(raw, n, table) : NibbleNumberF(raw, n, table);
-    if constexpr (kCode == RawCode::k4Zero) return Fma(Sub(u, c.m), c.s, Zero());
-    return Fma(u, c.s, c.m);
   } else {
-    return Fma(ByteF(raw, j), c.s, c.m);
+    V u;
+    if constexpr (IsNibbles(kCode) && kNibbleLookup) {
+      u = NibbleF(raw, 2 * j + t % 2, table);
+    } else {
+      u = ByteF(raw, j);
+    }
+    return kCode == RawCode::k4Zero ? Fma(Sub(u, c.m), c.s, Zero()) : Fma(u, c.s, c.m);
   }
 }
 template <RawCode kCode>
 LANES_FN Table16 TableFor() {
-  return LoadTable(kCode == RawCode::k4Table ? kFp4Values : kNibbleValues);
+  return LoadTable(kCode == RawCode::k4Table ? kFp4Values
+                   : kCode == RawCode::k4Iq  ? kIq4Values
+                                             : kNibbleValues);
 }
 template <RawCode kCode>
 LANES_FN ScaleMin ScalesFor(const RawLayout& l, const BlockPlaces& b, int half) {
@@ -160,28 +179,48 @@ LANES_FN size_t AheadOf(const RawLayout& l, size_t block) {
   const size_t ahead = block + kPrefetchBytes / kPanels;
   return ahead < l.panel_bytes ? ahead : ahead + (kPanels - 1) * l.panel_bytes;
 }
-LANES_FN void PrefetchLines(const char* p, size_t bytes) {
+LANES_FN void PrefetchLines(const char* p, size_t bytes) {  // a loop: many at once are dropped
+#pragma GCC unroll 1
   for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(p + line);
 }
 
-// The tile of packed weights that serves `rows` rows: 1, 2, 4, 6 or 8; spare rows repeat the last one.
-static inline int QuantTileRows(size_t rows) {
-  const int most = rows < static_cast<size_t>(kQuantRows) ? static_cast<int>(rows) : kQuantRows;
-  return most <= 2 ? most : (most + 1) / 2 * 2;
+// Register tiles of up to `most` rows: rows of the tile that serves so many (spare rows repeat the last one),
+// and its panels by its rows.
+struct TileShapes {
+  int most;
+  const int* tile;
+  const int* panels;
+  int Rows(size_t rows) const {
+    return tile[rows < static_cast<size_t>(most) ? static_cast<int>(rows) : most];
+  }
+};
+static constexpr TileShapes kQuantShapes = {kQuantRows, kQuantTile, kQuantPanels};
+static constexpr TileShapes kI8Shapes = {kI8Rows, kI8Tile, kI8Panels};
+
+template <int kValue>
+struct Int {
+  static constexpr int value = kValue;
+};
+// Calls f(Int<rows>) if there is a tile of so many rows, kMost at most.
+template <int kMost, const auto& kTile, class F>
+LANES_FN void WithRows(int rows, F f) {
+  if constexpr (kTile[kMost] == kMost) {
+    if (rows == kMost) return f(Int<kMost>{});
+  }
+  if constexpr (kMost > 1) WithRows<kMost - 1, kTile>(rows, f);
 }
 
 // Calls f(tile, row, its rows, its panels) for rows [first, first + count) of the product in tiles; `row` is
-// counted from `first`. `widths`: panels of a tile by its rows; a last tile of fewer rows takes the panels of
-// the others in steps of its own.
+// counted from `first`. A last tile of fewer rows takes the panels of the others in steps of its own.
 template <class F>
-LANES_FN void ForTiles(const RawProduct& g, size_t first, size_t count, const int* widths, F f) {
-  const size_t most = static_cast<size_t>(widths[QuantTileRows(count)]);
+LANES_FN void ForTiles(const RawProduct& g, size_t first, size_t count, const TileShapes& shapes, F f) {
+  const size_t most = static_cast<size_t>(shapes.panels[shapes.Rows(count)]);
   for (size_t p = g.panel_begin; p < g.panel_end;) {
     const size_t step = g.panel_end - p >= most ? most : 1;
     for (size_t row = 0; row < count;) {
       const size_t left = count - row;
-      const int rows = QuantTileRows(left);
-      const size_t width = static_cast<size_t>(widths[rows]);
+      const int rows = shapes.Rows(left);
+      const size_t width = static_cast<size_t>(shapes.panels[rows]);
       for (size_t i = p; i < p + step;) {
         const size_t n = p + step - i >= width ? width : 1;
         PackedTile t;

@@ -52,7 +52,10 @@ struct Table {
     kRaw.rms_norm(x.data, x.stride, x.count, weight, n, eps, y.data, y.stride);
   }
   static void Gated(Activation act, const float* gate, const float* up, uint32_t n, float* a) {
-    kRaw.gated(act == Activation::kGeluTanh, gate, up, n, a);
+    kRaw.gated(act == Activation::kGeluTanh  ? RawGate::kGeluTanh
+               : act == Activation::kGeluErf ? RawGate::kGeluErf
+                                             : RawGate::kSilu,
+               gate, up, n, a);
   }
   static void LayerNorm(ConstRows x, const float* weight, const float* bias, uint32_t n, float eps, Rows y) {
     kRaw.layer_norm(x.data, x.stride, x.count, weight, bias, n, eps, y.data, y.stride);
@@ -70,8 +73,9 @@ struct Table {
     }
   }
   static constexpr Ops Make(std::string_view name) {
-    return {name,    Gemm,         RmsNorm,  Gated,       LayerNorm,    kRaw.swiglu_clamped, Rope,  Attention,
-            KvWrite, kRaw.combine, kRaw.add, kRaw.scores, kRaw.weights, QuantizeRows,        GemmI8};
+    return {name,         Gemm,         RmsNorm, Gated,        LayerNorm, kRaw.swiglu_clamped,
+            Rope,         Attention,    KvWrite, kRaw.combine, kRaw.add,  kRaw.scores,
+            kRaw.weights, QuantizeRows, GemmI8,  kRaw.delta};
   }
 };
 

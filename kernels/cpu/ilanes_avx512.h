@@ -1,6 +1,7 @@
 // Integer lanes and widening of packed weights with AVX-512 (F BW DQ VL). Included by quant_avx512*.cc only.
 #pragma once
 #include "kernels/cpu/lanes_avx512.h"
+#include "kernels/cpu/raw_layout.h"
 
 namespace consilium::kernels::avx512 {
 
@@ -25,7 +26,8 @@ alignas(64) static constexpr int kByteOfLane[4][16] = {
     {-253, -249, -245, -241, -253, -249, -245, -241, -253, -249, -245, -241, -253, -249, -245, -241},
 };
 LANES_FN V ByteF(VI v, int j) { return ToFloat(_mm512_shuffle_epi8(v, LoadI(kByteOfLane[j]))); }
-// Nibble n of every lane through a table of 16 floats.
+// Nibble n of every lane through a table of 16 floats: quicker than a conversion.
+static constexpr bool kNibbleLookup = true;
 struct Table16 {
   __m512 values;
 };
@@ -33,8 +35,6 @@ LANES_FN Table16 LoadTable(const float* p) { return {_mm512_loadu_ps(p)}; }
 LANES_FN V NibbleF(VI v, int n, const Table16& t) {
   return _mm512_permutexvar_ps(ShiftRight(v, 4 * n), t.values);
 }
-// The nibble as a number, where the table holds 0..15: quicker than a conversion.
-LANES_FN V NibbleNumberF(VI v, int n, const Table16& t) { return NibbleF(v, n, t); }
 // Every byte (0..15) through a table of 16 bytes.
 LANES_FN VI BytesThrough(VI v, const uint8_t* table) {
   return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table))),
@@ -65,16 +65,22 @@ LANES_FN V LoadE8m0(const void* p) {  // 2^(e - 128)
 // Four products of unsigned bytes of w and signed bytes of x, added to acc: exact.
 #if defined(__AVX512VNNI__)
 LANES_FN VI Dot4(VI acc, VI w, VI x) { return _mm512_dpbusd_epi32(acc, w, x); }
-static constexpr bool kWideTakesBias = false;
-LANES_FN VI Dot4Wide(VI acc, VI w, VI x) { return Dot4(acc, w, x); }
 #endif
+LANES_FN void Pin(VI&) {}
+// No sums in 16 bits (ilanes_avx2.h): one instruction does it all.
+template <RawCode kCode>
+static constexpr int kPairSteps = 0;
+static constexpr bool kWideTakesBias = false;
+LANES_FN VI WideOf(VI codes) { return codes; }
 
-// Pairs of 16 bits (ilanes_avx2.h) gain nothing here: their products use the same two ports.
-static constexpr bool kPairs = false;
-
-// Register tiles of packed weights: rows x panels.
+// Register tiles of packed weights (ilanes_avx2.h says what each number is).
 static constexpr int kQuantRows = 8;
+static constexpr int kQuantTile[kQuantRows + 1] = {0, 1, 2, 4, 4, 6, 6, 8, 8};
 static constexpr int kQuantPanels[kQuantRows + 1] = {0, 4, 4, 4, 4, 2, 2, 2, 2};
-static constexpr int kI8Panels[kQuantRows + 1] = {0, 1, 1, 2, 2, 2, 2, 2, 2};
+static constexpr size_t kWidenRows = ~size_t{0};
+static constexpr int kI8Rows = 8;
+static constexpr int kI8Tile[kI8Rows + 1] = {0, 1, 2, 4, 4, 6, 6, 8, 8};
+static constexpr int kI8Panels[kI8Rows + 1] = {0, 1, 1, 2, 2, 2, 2, 2, 2};
+static constexpr int kDotRows = 8;
 
 }  // namespace consilium::kernels::avx512

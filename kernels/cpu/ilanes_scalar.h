@@ -1,6 +1,7 @@
 // Integer lanes and widening of packed weights on any machine. Included by quant_scalar.cc only.
 #pragma once
 #include "kernels/cpu/lanes_scalar.h"
+#include "kernels/cpu/raw_layout.h"
 
 namespace consilium::kernels::scalar {
 
@@ -48,15 +49,13 @@ LANES_FN V ToFloat(VI a) {
 LANES_FN V ByteF(VI v, int j) {
   return Each([&](int i) { return static_cast<float>(v.l[i] >> (8 * j) & 255); });
 }
+static constexpr bool kNibbleLookup = true;
 struct Table16 {
   const float* values;
 };
 LANES_FN Table16 LoadTable(const float* p) { return {p}; }
 LANES_FN V NibbleF(VI v, int n, const Table16& t) {
   return Each([&](int i) { return t.values[v.l[i] >> (4 * n) & 15]; });
-}
-LANES_FN V NibbleNumberF(VI v, int n, const Table16&) {
-  return ToFloat(AndI(ShiftRight(v, 4 * n), SetI(15)));
 }
 LANES_FN VI BytesThrough(VI v, const uint8_t* table) {
   return EachI([&](int i) {
@@ -93,13 +92,20 @@ LANES_FN VI Dot4(VI acc, VI w, VI x) {
     return static_cast<uint32_t>(sum);
   });
 }
+LANES_FN void Pin(VI&) {}
+template <RawCode kCode>
+static constexpr int kPairSteps = 0;
 static constexpr bool kWideTakesBias = false;
-LANES_FN VI Dot4Wide(VI acc, VI w, VI x) { return Dot4(acc, w, x); }
+LANES_FN VI WideOf(VI codes) { return codes; }
 
-static constexpr bool kPairs = false;
-
+// Tiles of packed weights (ilanes_avx2.h says what each number is).
 static constexpr int kQuantRows = 2;
+static constexpr int kQuantTile[kQuantRows + 1] = {0, 1, 2};
 static constexpr int kQuantPanels[kQuantRows + 1] = {0, 1, 1};
-static constexpr int kI8Panels[kQuantRows + 1] = {0, 1, 1};
+static constexpr size_t kWidenRows = ~size_t{0};
+static constexpr int kI8Rows = 2;
+static constexpr int kI8Tile[kI8Rows + 1] = {0, 1, 2};
+static constexpr int kI8Panels[kI8Rows + 1] = {0, 1, 1};
+static constexpr int kDotRows = 2;
 
 }  // namespace consilium::kernels::scalar

@@ -74,6 +74,6 @@ LANES_FN V AddExponent(V p, V t, float magic) {
 
 // Register tiles: rows x panels of 16 columns, two registers each, of 16 registers.
 static constexpr int kTileRows = 6;
-static constexpr int kTilePanels[kTileRows + 1] = {0, 4, 2, 2, 1, 1, 1};
+static constexpr int kTilePanels[kTileRows + 1] = {0, 4, 2, 1, 1, 1, 1};
 
 }  // namespace consilium::kernels::avx2

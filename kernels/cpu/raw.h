@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cpu/raw_delta.h"
 #include "kernels/cpu/raw_layout.h"
 
 namespace consilium::kernels {
@@ -50,11 +51,14 @@ struct RawAttention {
   const float* sinks;  // [q_heads] or null
 };
 
+// What a gated MLP makes of its gate.
+enum class RawGate : uint8_t { kSilu, kGeluTanh, kGeluErf };
+
 struct RawOps {
   void (*gemm)(const RawGemm& g);
   void (*rms_norm)(const float* x, size_t x_stride, size_t rows, const float* weight, uint32_t n, float eps,
                    float* y, size_t y_stride);
-  void (*gated)(bool gelu, const float* gate, const float* up, uint32_t n, float* a);
+  void (*gated)(RawGate kind, const float* gate, const float* up, uint32_t n, float* a);
   void (*layer_norm)(const float* x, size_t x_stride, size_t rows, const float* weight, const float* bias,
                      uint32_t n, float eps, float* y, size_t y_stride);
   void (*swiglu_clamped)(const float* gate, const float* up, float alpha, float limit, uint32_t n, float* a);
@@ -66,6 +70,7 @@ struct RawOps {
   // out[i] = exp(x[i] - shift), or the sigmoid of x[i].
   void (*scores)(bool sigmoid, const float* x, float shift, uint32_t n, float* out);
   void (*weights)(const float* x, double max, double temperature, uint32_t n, double* out);
+  void (*delta)(const DeltaRule& d);
 };
 
 extern const RawOps kScalarRaw;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/api/numerics.h"
+#include "kernels/ref/ref_delta.h"
 #include "kernels/ref/ref_quant.h"
 
 namespace consilium::kernels {
@@ -34,7 +35,10 @@ void RefRmsNorm(ConstRows x, const float* weight, uint32_t n, float eps, Rows y)
 
 void RefGated(Activation act, const float* gate, const float* up, uint32_t n, float* a) {
   for (uint32_t i = 0; i < n; ++i) {
-    a[i] = (act == Activation::kSilu ? Silu(gate[i]) : GeluTanh(gate[i])) * up[i];
+    const float g = act == Activation::kSilu       ? Silu(gate[i])
+                    : act == Activation::kGeluTanh ? GeluTanh(gate[i])
+                                                   : GeluErf(gate[i]);
+    a[i] = g * up[i];
   }
 }
 
@@ -161,6 +165,6 @@ void RefWeights(const float* x, double max, double temperature, uint32_t n, doub
 
 const Ops kRefOps = {"ref",      RefGemm,         RefRmsNorm, RefGated,   RefLayerNorm, RefSwigluClamped,
                      RefRope,    RefAttention,    RefKvWrite, RefCombine, RefAdd,       RefScores,
-                     RefWeights, RefQuantizeRows, RefGemmI8};
+                     RefWeights, RefQuantizeRows, RefGemmI8,  RefDelta};
 
 }  // namespace consilium::kernels

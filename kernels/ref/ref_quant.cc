@@ -20,12 +20,12 @@ void Put(std::byte* base, size_t index, T v) {
   std::memcpy(base + index * sizeof v, &v, sizeof v);
 }
 
-// One output of class i8g32: groups of 32 inputs ascending (Q6_K: of 16).
+// One output of class i8g32: groups of 32 inputs ascending (Q2_K, Q3_K, Q6_K: of 16).
 float Dot(const RawLayout& l, const std::byte* panel, uint32_t column, const std::byte* x, uint32_t in) {
   const uint32_t groups = Groups(in);
   const std::byte* scales = x + size_t{groups} * kGroup;
   const std::byte* sums = scales + size_t{groups} * 4;
-  const uint32_t part = l.scale == RawScale::kK6 ? 16 : kGroup;
+  const uint32_t part = HasHalves(l.scale) ? 16 : kGroup;
   float acc = 0.0f;
   for (uint32_t g = 0; g < groups; ++g) {
     Block block;
@@ -39,10 +39,10 @@ float Dot(const RawLayout& l, const std::byte* panel, uint32_t column, const std
         dot += a.q * Get<int8_t>(x, size_t{g} * kGroup + i);
       }
       acc = numerics::Fma(static_cast<float>(dot), sx * a.scale, acc);
-    }
-    if (l.tail == RawTail::kMin) {
-      acc = numerics::Fma(
-          a.minimum, sx * static_cast<float>(Get<int16_t>(sums, 2 * g) + Get<int16_t>(sums, 2 * g + 1)), acc);
+      if (l.tail != RawTail::kMin) continue;
+      int32_t sum = Get<int16_t>(sums, 2 * g + first / 16);
+      if (part == kGroup) sum += Get<int16_t>(sums, 2 * g + 1);
+      acc = numerics::Fma(a.minimum, sx * static_cast<float>(sum), acc);
     }
   }
   return acc;

@@ -23,11 +23,13 @@ AttentionCore::Impl::Impl(const AttentionConfig& config, BufferPool* pool)
     : config_(config),
       pool_(pool),
       limits_{config.flights, config.flight_rows_max, config.prefill_chunk, StepLimits().split_rows_min},
-      kv_(config.shape.kv_blocks, config.prefix_cache),
+      kv_(config.shape.kv_blocks, config.prefix_cache, config.shape.state_slots),
       flights_(config.flights),
       planner_(pool) {
   CHECK(config.flights >= 1 && config.flights <= kFlightsMax);
   CHECK(config.flight_rows_max >= 1 && config.flight_rows_max <= kFlightRowsMax);
+  CHECK(config.shape.state_slots == 0 || config.shape.state_slots >= kStateSlotsMin);
+  CHECK(config.state_snapshot_tokens > 0 && config.state_snapshot_tokens % kKvBlockTokens == 0);
   stats_.expert_rows.assign(size_t{config.shape.layers} * config.shape.experts, 0);
 }
 
@@ -118,6 +120,9 @@ const AttentionStats& AttentionCore::Impl::stats() {
   stats_.kv_blocks_total = kv_.total_blocks();
   stats_.kv_blocks_used = kv_.total_blocks() - kv_.available_blocks();
   stats_.kv_blocks_cached = kv_.cached_blocks();
+  stats_.state_slots_total = kv_.states().total();
+  stats_.state_slots_used = kv_.states().total() - kv_.states().available();
+  stats_.state_slots_idle = kv_.states().idle();
   stats_.epoch = placement_ != nullptr ? placement_->epoch().value : 0;
   stats_.calls_now = static_cast<uint32_t>(calls_.size());
   stats_.calls_queued = 0;
@@ -153,6 +158,7 @@ std::string AttentionCore::Impl::Leaks() const {
   }
   if (kv_.open_sequences() != 0) return std::to_string(kv_.open_sequences()) + " KV sequences";
   if (kv_.available_blocks() != kv_.total_blocks()) return "held KV blocks";
+  if (kv_.states().available() != kv_.states().total()) return "held states";
   return kv_.Check();
 }
 

@@ -20,6 +20,7 @@
 #include "absl/status/status.h"
 #include "common/base/clock.h"
 #include "common/base/ids.h"
+#include "common/base/limits.h"
 #include "common/net/expert_channel.h"
 #include "common/placement/placement_view.h"
 #include "common/session/session.h"
@@ -41,7 +42,8 @@ struct AttentionConfig {
   uint32_t flight_rows_max = 256;  // rows of one flight, 1..kFlightRowsMax
   uint32_t prefill_chunk = 64;     // prompt rows of one sequence in one flight; 0: as many as fit
   bool prefix_cache = true;
-  uint32_t request_timeout_ms = 120000;  // for requests without a budget of their own
+  uint32_t state_snapshot_tokens = kStateSnapshotTokens;  // a multiple of kKvBlockTokens
+  uint32_t request_timeout_ms = 120000;                   // for requests without a budget of their own
   uint32_t waiting_requests_max = 4096;
   uint32_t retry_after_ms = 1000;     // told to refused requests
   uint32_t resend_backoff_us = 2000;  // of a rejected slot: doubles to resend_backoff_max_us
@@ -192,6 +194,7 @@ struct AttentionStats {
   uint32_t requests_running = 0, requests_waiting = 0;
   uint32_t flights_now = 0, calls_now = 0, calls_queued = 0;
   uint32_t kv_blocks_used = 0, kv_blocks_total = 0, kv_blocks_cached = 0;
+  uint32_t state_slots_used = 0, state_slots_idle = 0, state_slots_total = 0;  // idle: kept by pages only
   uint64_t epoch = 0;
   std::vector<uint64_t> expert_rows;  // [layers * experts], rows routed since start
   std::vector<ShardStats> shards;

@@ -1,5 +1,6 @@
 // Flights: what computes next, and the walk of a micro-batch through the layers.
 #include <algorithm>
+#include <limits>
 
 #include "common/base/limits.h"
 #include "common/base/status.h"
@@ -25,6 +26,8 @@ void AttentionCore::Impl::BuildView() {
   view_.sequences.clear();
   view_sequences_.clear();
   view_.available_blocks = kv_.available_blocks();
+  view_.has_states = has_states();
+  view_.available_states = kv_.states().available();
   view_.decode_flights = view_.prompt_flights = 0;
   for (const Flight& f : flights_) {
     if (f.active) ++(f.decode_only ? view_.decode_flights : view_.prompt_flights);
@@ -40,6 +43,7 @@ void AttentionCore::Impl::BuildView() {
     if (s->kv.has_value()) {
       v.blocks = static_cast<uint32_t>(kv_.blocks(*s->kv).size());
       v.sole_blocks = kv_.sole_blocks(*s->kv);
+      v.sole_states = kv_.sole_states(*s->kv);
     }
     v.decode = s->computed + 1 == s->tokens.size() && s->tokens.size() > s->request->prompt_size();
     v.in_flight = s->flight >= 0;
@@ -86,17 +90,33 @@ void AttentionCore::Impl::BeginFlight(const PlannedFlight& planned) {
         Accept(r, hit);
       }
     }
-    AddRows(&f, s, std::min<uint32_t>(p.rows, static_cast<uint32_t>(s->tokens.size()) - s->computed));
+    const uint32_t rows = std::min(p.rows, static_cast<uint32_t>(s->tokens.size()) - s->computed);
+    AddRows(&f, s, std::min(rows, RowsToState(*r, s->computed)));
     s->flight = static_cast<int>(id);
     ++r->in_flight;
   }
   // Page lists are final only now: spans into them stay valid until the flight is back.
-  for (const attention::FlightEntry& e : f.entries)
-    f.batch.sequences.push_back({kv_.blocks(*e.sequence->kv), e.sequence->request->long_context});
+  for (const attention::FlightEntry& e : f.entries) {
+    const KvStore::Seq kv = *e.sequence->kv;
+    f.batch.sequences.push_back(
+        {kv_.blocks(kv), e.sequence->request->long_context, kv_.state(kv), kv_.claimed_state(kv)});
+  }
   ++stats_.flights;
   stats_.rows += f.batch.rows.size();
   Observe(attention_action::Metric::kFlightRows, static_cast<double>(f.batch.rows.size()));
   RunStage(id, StageKind::kStart);
+}
+
+bool AttentionCore::Impl::KeepsState(const Request& request, uint32_t computed) const {
+  return computed == request.fork_point() || computed % config_.state_snapshot_tokens == 0;
+}
+
+uint32_t AttentionCore::Impl::RowsToState(const Request& request, uint32_t computed) const {
+  if (!has_states()) return std::numeric_limits<uint32_t>::max();
+  const uint32_t step = config_.state_snapshot_tokens, fork = request.fork_point();
+  uint32_t next = (computed / step + 1) * step;
+  if (fork > computed) next = std::min(next, fork);
+  return next - computed;
 }
 
 void AttentionCore::Impl::AddRows(Flight* f, Sequence* s, uint32_t rows) {
@@ -104,6 +124,7 @@ void AttentionCore::Impl::AddRows(Flight* f, Sequence* s, uint32_t rows) {
   const SessionSubmit& submit = r->submit;
   const uint32_t prompt = r->prompt_size(), size = static_cast<uint32_t>(s->tokens.size());
   CHECK_MSG(kv_.Reserve(*s->kv, s->computed + rows, &f->batch.fresh_blocks), "the plan promised KV pages");
+  CHECK_MSG(!has_states() || kv_.ClaimState(*s->kv), "the plan promised a state");
   const uint32_t index = static_cast<uint32_t>(f->entries.size());
   f->entries.push_back({s, static_cast<uint32_t>(f->batch.rows.size()), rows});
   const bool decode = rows == 1 && s->computed + 1 == size && size > prompt;
@@ -220,7 +241,8 @@ void AttentionCore::Impl::FinishFlight(uint32_t id, StageOut* out) {
     s->flight = -1;
     --s->request->in_flight;
     s->computed += e.rows;
-    kv_.Commit(*s->kv, std::span<const TokenId>(s->tokens).first(s->computed));
+    kv_.Commit(*s->kv, std::span<const TokenId>(s->tokens).first(s->computed),
+               has_states() && KeepsState(*s->request, s->computed));
     if (s->done) ReleaseKv(s);
   }
   for (const attention::FlightEntry& e : entries) {
@@ -287,7 +309,8 @@ void AttentionCore::Impl::Abandon(uint32_t id) {
     if (s->done)
       ReleaseKv(s);
     else
-      kv_.Truncate(*s->kv, s->computed);  // half-written pages go back, so that they are zeroed again
+      // Half-written pages go back, so that they are zeroed again; so does what is written of a state.
+      kv_.Truncate(*s->kv, s->computed);
   }
 }
 

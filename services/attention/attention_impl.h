@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/base/limits.h"
 #include "common/placement/replica_choice.h"
 #include "services/attention/attention_core.h"
 #include "services/attention/dispatch_combine.h"
@@ -48,6 +49,8 @@ struct Request {
   bool prompt_done = false, accepted = false, ended = false;
   Position scored = 0;  // prompt logprobs up to this position were emitted
   uint32_t prompt_size() const { return static_cast<uint32_t>(submit.prompt.size()); }
+  // Tokens that its choices share: the full pages before the last prompt token.
+  uint32_t fork_point() const { return (prompt_size() - 1) / kKvBlockTokens * kKvBlockTokens; }
 };
 
 struct FlightEntry {
@@ -181,6 +184,12 @@ class AttentionCore::Impl {
   void Preempt(Sequence* sequence);
   void BeginFlight(const PlannedFlight& planned);
   void AddRows(Flight* flight, Sequence* sequence, uint32_t rows);
+  bool has_states() const { return config_.shape.state_slots > 0; }
+  // A state after `computed` tokens is worth keeping: the others of the request fork from it and later
+  // prompts hit it.
+  bool KeepsState(const Request& request, uint32_t computed) const;
+  // The most rows that may follow `computed` tokens in one flight, so that it ends where a state is kept.
+  uint32_t RowsToState(const Request& request, uint32_t computed) const;
   void RunStage(uint32_t flight, StageKind kind);
   void StartRouting(uint32_t flight, const StageOut& out);
   void MaybeCombine(uint32_t flight);

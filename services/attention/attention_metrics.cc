@@ -65,6 +65,10 @@ void AttentionMetrics::Update(const AttentionStats& s, const BackendShape& shape
   Set(kv, kv_help, {{"state", "used"}}, s.kv_blocks_used);
   Set(kv, kv_help, {{"state", "cached"}}, s.kv_blocks_cached);
   Set(kv, kv_help, {{"state", "total"}}, s.kv_blocks_total);
+  const std::string slots = "consilium_attention_state_slots", slots_help = "Slots of recurrent states.";
+  Set(slots, slots_help, {{"state", "used"}}, s.state_slots_used);
+  Set(slots, slots_help, {{"state", "cached"}}, s.state_slots_idle);
+  Set(slots, slots_help, {{"state", "total"}}, s.state_slots_total);
   for (const ShardStats& shard : s.shards) {
     const std::string calls = "consilium_attention_calls_total",
                       calls_help = "Expert calls by shard and outcome.";
@@ -93,6 +97,15 @@ void AttentionMetrics::Update(const AttentionStats& s, const BackendShape& shape
         s.prefix_queries);
   Count("vllm:prefix_cache_hits_total", "Prompt tokens found in the prefix cache.", {}, s.prefix_hits);
   Count("vllm:num_preemptions_total", "Sequences preempted for KV pages.", {}, s.preemptions);
+}
+
+void AttentionMetrics::SetStreams(const Streams& open) {
+  for (auto& [key, count] : streams_) count = 0;
+  for (const auto& [key, count] : open) streams_[key] = count;
+  for (const auto& [key, count] : streams_) {
+    Set("consilium_attention_shard_streams", "Open streams to a shard, one a lane, by transport.",
+        {{"shard", key.first}, {"transport", key.second}}, count);
+  }
 }
 
 }  // namespace consilium

@@ -2,6 +2,7 @@
 #pragma once
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/metrics/metrics.h"
@@ -15,6 +16,9 @@ class AttentionMetrics {
   void Observe(const attention_action::Observe& o);
   // Brings counters and gauges to `stats`. One caller at a time.
   void Update(const AttentionStats& stats, const BackendShape& shape);
+  // Open streams by (name of the shard, transport); what is not in it has none. One caller at a time.
+  using Streams = std::map<std::pair<std::string, std::string>, int>;
+  void SetStreams(const Streams& open);
 
  private:
   void Count(const std::string& name, const std::string& help, const Labels& labels, uint64_t value);
@@ -23,6 +27,7 @@ class AttentionMetrics {
   Metrics* const metrics_;
   std::vector<prometheus::Histogram*> histograms_;  // by Metric
   std::map<std::string, uint64_t> last_;            // what counters had at the last update
+  Streams streams_;                                 // seen so far
 };
 
 }  // namespace consilium

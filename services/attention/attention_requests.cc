@@ -172,16 +172,17 @@ void AttentionCore::Impl::Accept(Request* request, uint32_t cached_tokens) {
 }
 
 // The prompt is computed: the other choices share its full pages. The page that the last prompt token lies in
-// is always computed anew by each choice, since the row that gives its first token writes there.
+// is always computed anew by each choice, since the row that gives its first token writes there. Where the
+// state behind those pages had to go, a choice begins from what the cache has.
 void AttentionCore::Impl::ForkChoices(Request* request) {
   request->prompt_done = true;
   if (request->submit.max_tokens == 0) return;
   const Sequence& leader = request->choices[request->leader];
-  const uint32_t shared = (request->prompt_size() - 1) / kKvBlockTokens * kKvBlockTokens;
+  const uint32_t shared = request->fork_point();
   for (Sequence& s : request->choices) {
     if (s.done || s.choice == request->leader) continue;
     s.kv = kv_.Fork(*leader.kv, shared);
-    s.computed = shared;
+    s.computed = s.kv.has_value() ? shared : 0;
     Schedule(&s);
   }
 }

@@ -98,6 +98,7 @@ struct AttentionShell::Impl : Strand<ShellEvent>::Handler {
     std::atomic<bool> closed{false};
   };
   struct OpenLane {
+    std::string shard;  // name
     std::unique_ptr<LaneSink> sink;
     std::unique_ptr<ExpertChannel> channel;  // dies first
   };
@@ -125,6 +126,7 @@ struct AttentionShell::Impl : Strand<ShellEvent>::Handler {
     const bool placement = std::holds_alternative<attention_event::PlacementUpdate>(e);
     const auto* closed = std::get_if<attention_event::SessionClosed>(&e);
     const SessionId gone = closed != nullptr ? closed->session : 0;
+    if (const auto* up = std::get_if<attention_event::ChannelUp>(&e)) LogUp(*up);
     std::vector<AttentionAction> now_out = std::move(actions);
     core->Handle(NowUs(), std::move(e), &now_out);
     for (AttentionAction& action : now_out) std::visit([this](auto& a) { Do(a); }, action);
@@ -132,6 +134,25 @@ struct AttentionShell::Impl : Strand<ShellEvent>::Handler {
     actions = std::move(now_out);
     if (gone != 0) sessions.erase(gone);
     if (placement && hooks.on_placement) hooks.on_placement(Epoch{core->stats().epoch});
+  }
+
+  void LogUp(const attention_event::ChannelUp& up) {
+    const auto lane = lanes.find({up.shard, up.lane});
+    if (lane == lanes.end()) return;
+    log::Info("shard stream is up", {{"shard", lane->second.shard},
+                                     {"id", up.shard.value},
+                                     {"lane", up.lane == Lane::kDecode ? "decode" : "bulk"},
+                                     {"transport", lane->second.channel->transport()}});
+  }
+
+  // Open streams of each (shard, transport).
+  AttentionMetrics::Streams OpenStreams() const {
+    AttentionMetrics::Streams open;
+    for (const auto& [key, lane] : lanes) {
+      if (const char* transport = lane.channel->transport(); transport[0] != 0)
+        ++open[{lane.shard, transport}];
+    }
+    return open;
   }
 
   void AfterBatch() override {
@@ -170,6 +191,7 @@ struct AttentionShell::Impl : Strand<ShellEvent>::Handler {
               {{"shard", a.shard.name}, {"id", a.shard.id.value}, {"address", a.shard.address}});
     for (Lane lane : {Lane::kDecode, Lane::kBulk}) {
       OpenLane& open = lanes[{a.shard.id, lane}];
+      open.shard = a.shard.name;
       open.sink = std::make_unique<LaneSink>(this, a.shard.id, lane);
       open.channel = hooks.connect(a.shard, lane, open.sink.get());
     }
@@ -342,9 +364,15 @@ AttentionStats AttentionShell::stats() {
 
 void AttentionShell::UpdateMetrics() {
   if (impl_->metrics == nullptr) return;
-  const AttentionStats s = stats();
+  AttentionStats s;
+  AttentionMetrics::Streams streams;
+  impl_->Sync([&] {
+    if (impl_->core != nullptr) s = impl_->core->stats();
+    streams = impl_->OpenStreams();
+  });
   std::lock_guard lock(impl_->metrics_mutex);
   impl_->metrics->Update(s, impl_->config.shape);
+  impl_->metrics->SetStreams(streams);
 }
 
 }  // namespace consilium

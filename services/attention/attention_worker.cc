@@ -5,6 +5,7 @@
 
 #include "common/base/limits.h"
 #include "common/base/status.h"
+#include "services/attention/cache_split.h"
 
 namespace consilium {
 
@@ -36,14 +37,10 @@ absl::StatusOr<std::unique_ptr<AttentionWorker>> AttentionWorker::Create(Attenti
 }
 
 absl::Status AttentionWorker::MakeBackend(BufferPool* buffers) {
-  const uint64_t block_bytes = spec_.kv_page_bytes();
-  const uint64_t blocks = (uint64_t{options_.kv_mb} << 20) / block_bytes;
-  if (blocks < 1) {
-    return InvalidArgument("--kv-mb " + std::to_string(options_.kv_mb) +
-                           ": one KV page of this model takes " + std::to_string(block_bytes) + " bytes");
-  }
   CpuLayerOptions options;
-  options.kv_blocks = static_cast<uint32_t>(std::min<uint64_t>(blocks, 1u << 30));
+  ASSIGN_OR_RETURN(const CacheSplit split, SplitCache(spec_, options_.kv_mb));
+  options.kv_blocks = split.kv_blocks;
+  options.state_slots = split.state_slots;
   options.numerics = numerics_;
   options.flights = options_.flights;
   options.rows_max = options_.flight_rows;

@@ -25,7 +25,7 @@ struct AttentionWorkerOptions {
   std::string ops = "auto";
   NumericsFlags numerics = {};
   uint32_t threads = 0;  // kernel threads; 0: the cores of this process
-  uint32_t kv_mb = 256;  // memory for KV pages
+  uint32_t kv_mb = 256;  // memory for KV pages and states
   uint32_t prefill_chunk = 64;
   uint32_t flight_rows = 256;
   uint32_t flights = 2;

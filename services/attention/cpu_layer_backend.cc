@@ -4,6 +4,7 @@
 #include <string>
 
 #include "common/base/clock.h"
+#include "common/base/limits.h"
 #include "common/base/status.h"
 
 namespace consilium {
@@ -35,6 +36,7 @@ BackendShape ShapeOf(const ModelSpec& spec, const CpuLayerOptions& options) {
   s.shared_experts = std::any_of(spec.layers.begin(), spec.layers.end(),
                                  [](const LayerSpec& l) { return l.shared_inter > 0; });
   s.kv_blocks = options.kv_blocks;
+  s.state_slots = spec.state_bytes() > 0 ? options.state_slots : 0;
   return s;
 }
 
@@ -45,6 +47,10 @@ absl::StatusOr<std::unique_ptr<CpuLayerBackend>> CpuLayerBackend::Create(
     BufferPool* buffers, CpuLayerOptions options) {
   if (options.kv_blocks == 0 || options.flights == 0 || options.rows_max == 0) {
     return InvalidArgument("attention backend: kv_blocks, flights and rows_max must be above 0");
+  }
+  if (spec.state_bytes() > 0 && options.state_slots < kStateSlotsMin) {
+    return InvalidArgument("attention backend: this model keeps states; expected state_slots of at least " +
+                           std::to_string(kStateSlotsMin) + ", got " + std::to_string(options.state_slots));
   }
   ASSIGN_OR_RETURN(CpuDenseWeights weights, LoadDenseWeights(spec, manifest, store));
   return std::unique_ptr<CpuLayerBackend>(
@@ -60,7 +66,7 @@ CpuLayerBackend::CpuLayerBackend(ModelSpec spec, CpuDenseWeights weights, const 
       buffers_(buffers),
       options_(std::move(options)),
       shape_(ShapeOf(spec_, options_)),
-      attention_(spec_, ops_, options_.numerics.arithmetic, pool, options_.kv_blocks),
+      attention_(spec_, ops_, options_.numerics.arithmetic, pool, options_.kv_blocks, shape_.state_slots),
       sample_scratch_(pool == nullptr ? 1 : pool->threads()),
       flights_(options_.flights) {}
 
@@ -106,6 +112,23 @@ absl::Status CpuLayerBackend::ImportBlock(KvBlockId block, std::span<const std::
                            std::to_string(bytes.size()));
   }
   attention_.ImportBlock(block, bytes.data());
+  return absl::OkStatus();
+}
+
+absl::Status CpuLayerBackend::ExportState(StateId state, std::vector<std::byte>* out) {
+  if (state.value >= shape_.state_slots) return InvalidArgument("no state " + std::to_string(state.value));
+  out->resize(spec_.state_bytes());
+  attention_.ExportState(state, out->data());
+  return absl::OkStatus();
+}
+
+absl::Status CpuLayerBackend::ImportState(StateId state, std::span<const std::byte> bytes) {
+  if (state.value >= shape_.state_slots) return InvalidArgument("no state " + std::to_string(state.value));
+  if (bytes.size() != spec_.state_bytes()) {
+    return InvalidArgument("state: expected " + std::to_string(spec_.state_bytes()) + " bytes, got " +
+                           std::to_string(bytes.size()));
+  }
+  attention_.ImportState(state, bytes.data());
   return absl::OkStatus();
 }
 

@@ -13,11 +13,12 @@
 // the row that experts read (Llama-4; weight 1 in the sum then); logit_scale. With sandwich norms or
 // residual_scale the MoE sum is made against 0 first and added then. Latent attention runs absorbed at every
 // position, prompt or decode, so that both give the same bits. A short convolution in attention's place:
-// [B | C | X] = in · h; v = B * X, kept in the token's slot of its page; s = 0, then s = s + w_t * v over the
-// last taps' tokens, oldest first, product and sum rounded apart; + bias; a = out · (C * s).
-// Class i8g32: every product above with a matrix of integers quantises its rows first; experts then read h2
-// quantised once (NumericsChoice::integer_rows). The two halves of kv_b, the embedding and all else are as in
-// f32.
+// [B | C | X] = in · h; v = B * X; s = 0, then s = s + w_t * v over the last taps' tokens, oldest first,
+// product and sum rounded apart; + bias; a = out · (C * s). A gated delta net in attention's place: the order
+// is that of cpu_layer_backend_delta.cc and kernels::DeltaRule. What both need of earlier tokens is a state,
+// read from one slot and left in another. Class i8g32: every product above with a matrix of integers
+// quantises its rows first; experts then read h2 quantised once (NumericsChoice::integer_rows). The two
+// halves of kv_b, the embedding and all else are as in f32.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -56,6 +57,7 @@ struct LayerObservation {
 struct CpuLayerOptions {
   NumericsChoice numerics = {};
   uint32_t kv_blocks = 0;
+  uint32_t state_slots = 0;  // used by models with recurrent layers only, at least kStateSlotsMin there
   uint32_t flights = 1;
   uint32_t rows_max = 0;  // of one flight
   // Runs work on the compute thread: one at a time, in order. Null: inline.
@@ -80,6 +82,8 @@ class CpuLayerBackend final : public LayerBackend {
   // Safe beside a running stage for blocks that it does not write (export) or use (import).
   absl::Status ExportBlock(KvBlockId block, std::vector<std::byte>* out) override;
   absl::Status ImportBlock(KvBlockId block, std::span<const std::byte> bytes) override;
+  absl::Status ExportState(StateId state, std::vector<std::byte>* out) override;
+  absl::Status ImportState(StateId state, std::span<const std::byte> bytes) override;
 
   uint64_t weight_bytes() const { return weights_.bytes; }
   uint64_t kv_bytes() const { return attention_.block_bytes() * options_.kv_blocks; }

@@ -1,6 +1,7 @@
 #include "services/attention/cpu_layer_backend_attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "common/base/limits.h"
@@ -19,17 +20,26 @@ const float* OrNull(const std::vector<float>& v) { return v.empty() ? nullptr : 
 }  // namespace
 
 CpuAttention::CpuAttention(const ModelSpec& spec, const kernels::Ops& ops, kernels::NumericsClass numerics,
-                           KernelPool* pool, uint32_t kv_blocks)
+                           KernelPool* pool, uint32_t kv_blocks, uint32_t state_slots)
     : spec_(spec),
       ops_(ops),
       class_(numerics),
       pool_(pool),
       shape_(spec.attention_shape()),
-      kv_blocks_(kv_blocks) {
+      kv_blocks_(kv_blocks),
+      state_slots_(state_slots) {
   for (uint32_t i = 0; i < spec.layers.size(); ++i) {
     const ModelSpec::KvPageFloats page = spec.kv_page_floats(i);
     arenas_.push_back({kernels::AllocateAligned(kv_blocks * page.all() * sizeof(float)), page});
+    states_.push_back(kernels::AllocateFresh(state_slots * spec.state_floats(i) * sizeof(float)));
   }
+  // Length 1 by the norm of mean squares: 1 / sqrt(k_dim), and the attention scale once more for queries.
+  const DeltaNetSpec& d = spec.delta_net;
+  zeros_.assign(std::max(spec.hidden, d.channels()), 0.0f);
+  if (d.k_dim == 0) return;
+  ones_.assign(d.channels(), 1.0f);
+  k_length_.assign(d.k_dim, 1.0f / std::sqrt(static_cast<float>(d.k_dim)));
+  q_length_.assign(d.k_dim, 1.0f / static_cast<float>(d.k_dim));
 }
 
 void CpuAttention::ZeroBlock(KvBlockId block) {
@@ -53,6 +63,22 @@ void CpuAttention::ImportBlock(KvBlockId block, const std::byte* in) {
   }
 }
 
+void CpuAttention::ExportState(StateId state, std::byte* out) const {
+  for (uint32_t i = 0; i < states_.size(); ++i) {
+    const size_t bytes = spec_.state_floats(i) * sizeof(float);
+    if (bytes > 0) std::memcpy(out, State(i, state), bytes);
+    out += bytes;
+  }
+}
+
+void CpuAttention::ImportState(StateId state, const std::byte* in) {
+  for (uint32_t i = 0; i < states_.size(); ++i) {
+    const size_t bytes = spec_.state_floats(i) * sizeof(float);
+    if (bytes > 0) std::memcpy(State(i, state), in, bytes);
+    in += bytes;
+  }
+}
+
 void CpuAttention::Prepare(const FlightBatch& batch) {
   Position highest[2] = {0, 0};
   bool any[2] = {false, false};
@@ -69,6 +95,7 @@ void CpuAttention::Prepare(const FlightBatch& batch) {
   for (int table : {0, 1}) {
     if (any[table]) GrowTable(table == 1, highest[table]);
   }
+  PrepareStates(batch);
   first_page_.clear();
   size_t pages = 0;
   for (const FlightSequence& s : batch.sequences) {
@@ -77,6 +104,26 @@ void CpuAttention::Prepare(const FlightBatch& batch) {
   }
   k_pages_.resize(pages);
   v_pages_.resize(pages);
+}
+
+void CpuAttention::PrepareStates(const FlightBatch& batch) {
+  spans_.assign(batch.sequences.size(), RowSpan{});
+  for (size_t r = 0; r < batch.rows.size(); ++r) {
+    const FlightRow& row = batch.rows[r];
+    const FlightSequence& s = batch.sequences[row.sequence];
+    RowSpan& span = spans_[row.sequence];
+    if (span.count++ == 0) {
+      span.first = r;
+      if (state_slots_ == 0) continue;
+      CHECK_MSG(s.state_out.has_value() && s.state_out->value < state_slots_ && s.state_in != s.state_out,
+                "no slot for a new state");
+      CHECK_MSG(s.state_in.has_value() == (row.position > 0), "a state that is not the row's");
+      CHECK(!s.state_in || s.state_in->value < state_slots_);
+    } else {
+      CHECK_MSG(batch.rows[r - 1].sequence == row.sequence && batch.rows[r - 1].position + 1 == row.position,
+                "rows of a sequence lie apart");
+    }
+  }
 }
 
 // Rotary rows are made once, in runs of 256 positions.
@@ -106,6 +153,8 @@ void CpuAttention::Run(uint32_t layer, const CpuLayerWeights& w, const FlightBat
   }
   if (spec_.layers[layer].mixer == Mixer::kShortConv) {
     RunShortConv(layer, w, batch, h);
+  } else if (spec_.layers[layer].mixer == Mixer::kDeltaNet) {
+    RunDeltaNet(layer, w, batch, h);
   } else if (spec_.mla_attention) {
     RunMla(w, batch, h);
     TuneQueries(layer, batch, Rows{q_absorbed_.data(), size_t{shape_.q_heads} * shape_.k_dim, h.count});
@@ -120,6 +169,7 @@ void CpuAttention::Run(uint32_t layer, const CpuLayerWeights& w, const FlightBat
   } else {
     RunGqa(layer, w, batch, h);
     WriteAndAttend(layer, w, batch, k_.data(), v_.data(), q_.data());
+    if (spec_.gqa.out_gate) GateAttended(h.count);
     context_ = attended_.data();
   }
   Gemm(w.o, ConstRows(context_, w.o.in, h.count), out, w.o_bias);
@@ -156,7 +206,10 @@ void CpuAttention::RunGqa(uint32_t layer, const CpuLayerWeights& w, const Flight
   const Rows q{Grown(&q_, h.count * q_width), q_width, h.count};
   const Rows k{Grown(&k_, h.count * kv_width), kv_width, h.count};
   const Rows v{Grown(&v_, h.count * kv_width), kv_width, h.count};
-  Gemm(w.q, h, q, w.q_bias);
+  if (g.out_gate)
+    QueriesAndGates(w, h, q);
+  else
+    Gemm(w.q, h, q, w.q_bias);
   Gemm(w.k, h, k, w.k_bias);
   Gemm(w.v, h, v, w.v_bias);
   if (g.qk_norm == QkNorm::kHead || g.qk_norm == QkNorm::kProjection) QkNorms(w, q, k);
@@ -169,6 +222,30 @@ void CpuAttention::RunGqa(uint32_t layer, const CpuLayerWeights& w, const Flight
   if (rotates) RotateHeads(batch, q, k);
   if (g.qk_norm == QkNorm::kHeadRotated || (g.qk_norm == QkNorm::kUnitRotated && rotates)) QkNorms(w, q, k);
   TuneQueries(layer, batch, q);
+}
+
+// The projection holds query and gate of each head by turns.
+void CpuAttention::QueriesAndGates(const CpuLayerWeights& w, ConstRows h, Rows q) {
+  const size_t dim = spec_.gqa.head_dim, width = q.stride;
+  const Rows both{Grown(&projected_, h.count * 2 * width), 2 * width, h.count};
+  float* gates = Grown(&gates_, h.count * width);
+  Gemm(w.q, h, both, w.q_bias);
+  ForEachRow(pool_, h.count, 2 * width, [&](size_t r, uint32_t) {
+    for (size_t i = 0; i < spec_.gqa.q_heads; ++i) {
+      const float* head = both.row(r) + 2 * i * dim;
+      std::copy_n(head, dim, q.row(r) + i * dim);
+      std::copy_n(head + dim, dim, gates + r * width + i * dim);
+    }
+  });
+}
+
+void CpuAttention::GateAttended(size_t rows) {
+  const size_t width = size_t{spec_.gqa.q_heads} * spec_.gqa.head_dim;
+  ForEachRow(pool_, rows, 8 * width, [&](size_t r, uint32_t) {
+    float *gate = gates_.data() + r * width, *out = attended_.data() + r * width;
+    ops_.scores(true, gate, 0.0f, static_cast<uint32_t>(width), gate);
+    for (size_t i = 0; i < width; ++i) out[i] = out[i] * gate[i];
+  });
 }
 
 void CpuAttention::RotateHeads(const FlightBatch& batch, Rows q, Rows k) {
@@ -193,14 +270,14 @@ void CpuAttention::RunMla(const CpuLayerWeights& w, const FlightBatch& batch, Co
   } else {
     const Rows low{Grown(&q_low_, n * m.q_lora), m.q_lora, n},
         normed{Grown(&q_low_normed_, n * m.q_lora), m.q_lora, n};
-    Gemm(w.q_a, h, low);
+    Gemm(w.q_a, h, low, w.q_a_bias);
     kernels::RmsNorm(ops_, pool_, low, w.q_a_norm.data(), m.q_lora, m.norm_eps, normed);
     Gemm(w.q_b, normed, q);
   }
   // Key row: [RMS(c) ; rope(k_pe)]; the value row is RMS(c) again.
   const Rows kv{Grown(&kv_, n * k_width), k_width, n}, k{Grown(&k_, n * k_width), k_width, n};
   const Rows v{Grown(&v_, n * m.kv_lora), m.kv_lora, n};
-  Gemm(w.kv_a, h, kv);
+  Gemm(w.kv_a, h, kv, w.kv_a_bias);
   kernels::RmsNorm(ops_, pool_, kv, w.kv_a_norm.data(), m.kv_lora, m.norm_eps, v);
   // Query of head i against that key: [U_i^T q_nope ; rope(q_pe)].
   const Rows absorbed{Grown(&q_absorbed_, n * absorbed_width), absorbed_width, n};

@@ -1,9 +1,7 @@
-// The short convolution (LFM2) as a mixer over KV pages: a token keeps one vector per layer where attention
-// keeps its key, and the last `taps` of them are summed. So it has no state beside the pages, and whatever
-// holds for pages (prefix cache, preemption, replay, export, chunks of prompts) holds for it.
+// Convolutions over the tokens of a sequence: of a delta net, and LFM2's short convolution, a mixer of its
+// own. What they need of earlier tokens lies in the sequence's state.
 #include <algorithm>
 
-#include "common/base/limits.h"
 #include "services/attention/cpu_layer_backend_attention.h"
 
 namespace consilium {
@@ -11,38 +9,52 @@ namespace consilium {
 using kernels::ConstRows;
 using kernels::Rows;
 
+void CpuAttention::Convolve(uint32_t layer, const FlightBatch& batch, uint32_t taps, const float* weights,
+                            ConstRows in, Rows out) {
+  const size_t lanes = in.stride;
+  // The input `back` tokens before row `at` of a sequence's rows.
+  const auto input = [&](uint32_t sequence, size_t at, size_t back) -> const float* {
+    if (back <= at) return in.row(spans_[sequence].first + at - back);
+    const std::optional<StateId>& state = batch.sequences[sequence].state_in;
+    return state ? State(layer, *state) + (taps - 1 + at - back) * lanes : zeros_.data();
+  };
+  ForEachRow(pool_, in.count, (taps + 1) * lanes, [&](size_t r, uint32_t) {
+    const uint32_t sequence = batch.rows[r].sequence;
+    float* sum = out.row(r);
+    std::fill_n(sum, lanes, 0.0f);
+    for (uint32_t t = 0; t < taps; ++t) {
+      const float *x = input(sequence, r - spans_[sequence].first, taps - 1 - t),
+                  *weight = weights + t * lanes;
+      for (size_t i = 0; i < lanes; ++i) sum[i] = sum[i] + weight[i] * x[i];
+    }
+  });
+  if (taps == 1) return;
+  ForEachRow(pool_, batch.sequences.size(), (taps - 1) * lanes, [&](size_t s, uint32_t) {
+    const uint32_t sequence = static_cast<uint32_t>(s);
+    float* kept = State(layer, *batch.sequences[s].state_out);
+    for (uint32_t t = 0; t + 1 < taps; ++t)
+      std::copy_n(input(sequence, spans_[s].count - 1, taps - 2 - t), lanes, kept + t * lanes);
+  });
+}
+
 void CpuAttention::RunShortConv(uint32_t layer, const CpuLayerWeights& w, const FlightBatch& batch,
                                 ConstRows h) {
   const size_t n = h.count, width = spec_.hidden;
-  const uint32_t taps = spec_.short_conv.taps;
-  const Rows in{Grown(&conv_in_, n * 3 * width), 3 * width, n};  // B, C, X
+  const Rows in{Grown(&projected_, n * 3 * width), 3 * width, n};  // B, C, X
   Gemm(w.conv_in, h, in, w.conv_in_bias);
-  // Rows write different slots, so threads touch different floats.
+  const Rows v{Grown(&conv_in_, n * width), width, n}, mixed{Grown(&attended_, n * width), width, n};
   ForEachRow(pool_, n, 3 * width, [&](size_t r, uint32_t) {
-    const FlightRow& row = batch.rows[r];
-    const KvBlockId block = batch.sequences[row.sequence].blocks[row.position / kKvBlockTokens];
     const float *b = in.row(r), *x = b + 2 * width;
-    float* kept = KPage(layer, block) + row.position % kKvBlockTokens * width;
-    for (size_t i = 0; i < width; ++i) kept[i] = b[i] * x[i];
+    for (size_t i = 0; i < width; ++i) v.row(r)[i] = b[i] * x[i];
   });
-  float* mixed = Grown(&attended_, n * width);
-  ForEachRow(pool_, n, (taps + 2) * width, [&](size_t r, uint32_t) {
-    const FlightRow& row = batch.rows[r];
-    const float* const* pages = &k_pages_[first_page_[row.sequence]];
+  Convolve(layer, batch, spec_.short_conv.taps, w.conv.data(), v, mixed);
+  ForEachRow(pool_, n, 2 * width, [&](size_t r, uint32_t) {
     const float* c = in.row(r) + width;
-    float* out = mixed + r * width;
-    std::fill_n(out, width, 0.0f);
-    // Tap t reads position - taps + 1 + t; those before position 0 are left out.
-    for (uint32_t t = taps - std::min(taps, row.position + 1); t < taps; ++t) {
-      const Position at = row.position + 1 + t - taps;
-      const float* kept = pages[at / kKvBlockTokens] + at % kKvBlockTokens * width;
-      const float* weight = &w.conv[t * width];
-      for (size_t i = 0; i < width; ++i) out[i] = out[i] + weight[i] * kept[i];
-    }
+    float* out = mixed.row(r);
     for (size_t i = 0; i < w.conv_bias.size(); ++i) out[i] = out[i] + w.conv_bias[i];
     for (size_t i = 0; i < width; ++i) out[i] = c[i] * out[i];
   });
-  context_ = mixed;
+  context_ = mixed.data;
 }
 
 }  // namespace consilium

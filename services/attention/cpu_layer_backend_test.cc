@@ -9,6 +9,7 @@
 #include "common/base/status.h"
 #include "common/testing/allocation_count.h"
 #include "common/testing/tiny_checkpoint.h"
+#include "services/attention/cache_split.h"
 
 namespace consilium {
 namespace {
@@ -24,6 +25,7 @@ class CpuLayerBackendTest : public ::testing::Test {
     manifest_ = *OpenManifest(folder_.path() + "/m", "");
     const auto store = OpenFolderStore(manifest_);
     options.kv_blocks = 8;
+    options.state_slots = 4;
     options.flights = 2;
     options.rows_max = 64;
     auto backend = CpuLayerBackend::Create(spec_, manifest_, store.get(), *kernels::FindOps("auto"), nullptr,
@@ -37,6 +39,7 @@ class CpuLayerBackendTest : public ::testing::Test {
     for (uint32_t i = 0; i < 8; ++i) blocks_.push_back(KvBlockId(i));
     for (uint32_t i = 0; i < n; ++i) batch->rows.push_back({i % 50, i, 0, RowKind::kPrompt});
     batch->sequences.push_back({blocks_});
+    if (backend_->shape().state_slots > 0) batch->sequences[0].state_out = StateId(1);
     SampleRow s;
     s.row = n - 1;
     s.sampling = &greedy_;
@@ -74,6 +77,36 @@ class CpuLayerBackendTest : public ::testing::Test {
     const uint64_t before = allocations;
     Walk(batch);
     EXPECT_EQ(allocations - before, 1u);  // StageOut::samples
+  }
+  void ExpectAFlightToLeaveItsStateAlone() {
+    EXPECT_EQ(backend_->shape().state_slots, 4u);
+    std::vector<std::byte> bytes, again;
+    ASSERT_TRUE(backend_->ExportState(StateId(0), &bytes).ok());
+    EXPECT_EQ(bytes.size(), spec_.state_bytes());
+    std::fill(bytes.begin(), bytes.end(), std::byte{0xFF});  // NaN
+    for (uint32_t s = 0; s < 4; ++s) ASSERT_TRUE(backend_->ImportState(StateId(s), bytes).ok());
+    FlightBatch whole;
+    Fill(&whole, 18);
+    whole.samples[0].top_logprobs = 20;
+    const auto want = Walk(whole).samples[0].top;
+    FlightBatch first;
+    Fill(&first, 17);
+    first.sequences[0].state_out = StateId(2);
+    Walk(first);
+    ASSERT_TRUE(backend_->ExportState(StateId(2), &bytes).ok());
+    FlightBatch rest;
+    Fill(&rest, 18);
+    rest.rows.erase(rest.rows.begin(), rest.rows.begin() + 17);
+    rest.sequences[0].state_in = StateId(2);
+    rest.sequences[0].state_out = StateId(3);
+    rest.samples[0].row = 0;
+    rest.samples[0].top_logprobs = 20;
+    slots_.resize(rest.rows.size() * spec_.gate.top_k);
+    RunInline(Job(StageKind::kStart, rest));  // goes no further
+    backend_->Abandon(FlightId(0));
+    for (int i = 0; i < 2; ++i) EXPECT_EQ(Walk(rest).samples[0].top, want);
+    ASSERT_TRUE(backend_->ExportState(StateId(2), &again).ok());
+    EXPECT_EQ(again, bytes);
   }
 
   TemporaryFolder folder_;
@@ -213,34 +246,65 @@ TEST_F(CpuLayerBackendTest, WarmStagesWithShortConvolutionsToo) {
   ExpectWarmStagesToAllocateTheSampleResultsOnly();
 }
 
-TEST_F(CpuLayerBackendTest, AShortConvolutionKeepsOneVectorATokenInItsPages) {
+TEST_F(CpuLayerBackendTest, WarmStagesWithDeltaNetsToo) {
+  config_.family = TinyConfig::Family::kQwen3Next;
+  ExpectWarmStagesToAllocateTheSampleResultsOnly();
+}
+
+// A flight reads one state and writes another: it can be done again, and whatever lay in the slot is gone.
+TEST_F(CpuLayerBackendTest, AFlightGoesOnFromAStateWithoutChangingIt) {
+  for (const auto family : {TinyConfig::Family::kLfm2Moe, TinyConfig::Family::kQwen3Next}) {
+    config_.family = family;
+    Open();
+    ExpectAFlightToLeaveItsStateAlone();
+  }
+}
+
+TEST_F(CpuLayerBackendTest, AModelWithStatesNeedsTwoSlots) {
+  config_.family = TinyConfig::Family::kQwen3Next;
+  Open();
+  CpuLayerOptions options;
+  options.kv_blocks = options.flights = options.rows_max = options.state_slots = 1;
+  const auto store = OpenFolderStore(manifest_);
+  EXPECT_THAT(ToString(CpuLayerBackend::Create(spec_, manifest_, store.get(), *kernels::FindOps("auto"),
+                                               nullptr, &buffers_, options)
+                           .status()),
+              HasSubstr("expected state_slots of at least 2, got 1"));
+}
+
+TEST_F(CpuLayerBackendTest, LayersWithAStateHaveNoPages) {
   config_.family = TinyConfig::Family::kLfm2Moe;
   Open();
-  // Two layers of three; the other one has a key and a value of 16 lanes.
-  EXPECT_EQ(backend_->kv_bytes(), 8u * 16 * (32 + (16 + 16) + 32) * 4);
+  // Two layers of three convolve and keep two inputs of 32 lanes; the other one has a key and a value of 16.
+  EXPECT_EQ(backend_->kv_bytes(), 8u * 16 * (16 + 16) * 4);
+  EXPECT_EQ(spec_.state_bytes(), 2u * 2 * 32 * 4);
   std::vector<std::byte> bytes;
   ASSERT_TRUE(backend_->ExportBlock(KvBlockId(7), &bytes).ok());
   EXPECT_EQ(bytes.size() * 8, backend_->kv_bytes());
 }
 
-// The first rows behind a shared page read the last tokens of that page.
-TEST_F(CpuLayerBackendTest, ASharedPageServesShortConvolutionsOfBothSequences) {
-  config_.family = TinyConfig::Family::kLfm2Moe;
-  Open();
-  FlightBatch whole;
-  Fill(&whole, 18);
-  whole.samples[0].top_logprobs = 20;
-  const auto want = Walk(whole).samples[0].top;
-  const std::vector<KvBlockId> blocks = {blocks_[0], KvBlockId(5)};
-  FlightBatch rest;
-  Fill(&rest, 18);
-  rest.sequences[0].blocks = blocks;
-  rest.rows.erase(rest.rows.begin(), rest.rows.begin() + 16);
-  rest.fresh_blocks = {KvBlockId(5)};
-  rest.samples[0].row = 1;
-  rest.samples[0].top_logprobs = 20;
-  slots_.resize(rest.rows.size() * spec_.gate.top_k);
-  EXPECT_EQ(Walk(rest).samples[0].top, want);
+TEST(SplitCache, GivesHalfToStatesButAtLeastTwo) {
+  ModelSpec spec = *ReadModelSpec(std::string(CONSILIUM_SOURCE_DIR) + "/tests/golden/mixtral");
+  const uint64_t page = spec.kv_page_bytes();
+  EXPECT_EQ(SplitCache(spec, 4)->kv_blocks, (4u << 20) / page);
+  EXPECT_EQ(SplitCache(spec, 4)->state_slots, 0u);
+  spec = *ReadModelSpec(std::string(CONSILIUM_SOURCE_DIR) + "/tests/golden/qwen3_next");
+  const uint64_t state = spec.state_bytes();
+  const CacheSplit small = *SplitCache(spec, 4);
+  EXPECT_EQ(small.state_slots, (2u << 20) / state);
+  EXPECT_EQ(small.kv_blocks, ((4u << 20) - small.state_slots * state) / spec.kv_page_bytes());
+  // Qwen3-Next-80B: 75 MiB a state.
+  spec.layers.assign(48, {});
+  for (size_t i = 0; i < 36; ++i) spec.layers[i].mixer = Mixer::kDeltaNet;
+  spec.delta_net.k_heads = 16, spec.delta_net.v_heads = 32;
+  spec.delta_net.k_dim = spec.delta_net.v_dim = 128;
+  EXPECT_EQ(spec.state_bytes(), 79'036'416u);
+  EXPECT_EQ(SplitCache(spec, 8192)->state_slots, 54u);
+  EXPECT_EQ(SplitCache(spec, 200)->state_slots, 2u);
+  EXPECT_THAT(
+      ToString(SplitCache(spec, 150).status()),
+      HasSubstr("--kv-mb 150: one KV page of this model takes 98304 bytes, and its states, at least 2, "
+                "79036416 bytes each"));
 }
 
 }  // namespace

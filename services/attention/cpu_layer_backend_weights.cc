@@ -6,6 +6,7 @@
 #include "common/base/status.h"
 #include "common/log/log.h"
 #include "common/model/stored_matrix.h"
+#include "kernels/api/numerics.h"
 
 namespace consilium {
 namespace {
@@ -52,7 +53,7 @@ class Loader {
       RETURN_IF_ERROR(Norm("attention_out_norm", &w->attention_out_norm));
       RETURN_IF_ERROR(Norm("ffn_out_norm", &w->ffn_out_norm));
     }
-    RETURN_IF_ERROR(layer.mixer == Mixer::kShortConv ? ShortConv(w) : spec_.mla_attention ? Mla(w) : Gqa(w));
+    RETURN_IF_ERROR(Mixing(layer.mixer, w));
     RETURN_IF_ERROR(Matrix("o", &w->o));
     w->ffn.activation = spec_.activation;
     w->ffn.alpha = spec_.swiglu_alpha;
@@ -65,6 +66,12 @@ class Loader {
     if (spec_.gate_weight_bias) RETURN_IF_ERROR(Vector("gate_weight_bias", &w->gate_weight_bias));
     if (spec_.gate.has_bias) RETURN_IF_ERROR(Vector("gate_bias", &w->gate_bias));
     return Matrix("gate", &w->gate);
+  }
+
+  absl::Status Mixing(Mixer mixer, CpuLayerWeights* w) {
+    if (mixer == Mixer::kShortConv) return ShortConv(w);
+    if (mixer == Mixer::kDeltaNet) return DeltaNet(w);
+    return spec_.mla_attention ? Mla(w) : Gqa(w);
   }
 
   absl::Status Ffn(const std::string& group, CpuLayerWeights* w) {
@@ -88,8 +95,8 @@ class Loader {
       w->q_norm.assign(spec_.gqa.head_dim, 1.0f);
       w->k_norm.assign(spec_.gqa.head_dim, 1.0f);
     } else if (spec_.gqa.qk_norm != QkNorm::kNone) {
-      RETURN_IF_ERROR(Vector("q_norm", &w->q_norm));
-      RETURN_IF_ERROR(Vector("k_norm", &w->k_norm));
+      RETURN_IF_ERROR(NormWeight("q_norm", &w->q_norm));
+      RETURN_IF_ERROR(NormWeight("k_norm", &w->k_norm));
     }
     return absl::OkStatus();
   }
@@ -104,20 +111,48 @@ class Loader {
     }
     RETURN_IF_ERROR(Matrix("kv_a", &w->kv_a));
     RETURN_IF_ERROR(Vector("kv_a_norm", &w->kv_a_norm));
+    if (spec_.mla.bias) {
+      if (spec_.mla.q_lora > 0) RETURN_IF_ERROR(Vector("q_a_bias", &w->q_a_bias));
+      RETURN_IF_ERROR(Vector("kv_a_bias", &w->kv_a_bias));
+      RETURN_IF_ERROR(Vector("o_bias", &w->o_bias));
+    }
     return SplitKvB(w);
   }
 
   absl::Status ShortConv(CpuLayerWeights* w) {
     RETURN_IF_ERROR(Matrix("conv_in", &w->conv_in));
-    std::vector<float> by_channel;  // [H][taps]
-    RETURN_IF_ERROR(Vector("conv", &by_channel));
-    const size_t taps = spec_.short_conv.taps, width = spec_.hidden;
-    w->conv.resize(by_channel.size());
-    for (size_t i = 0; i < by_channel.size(); ++i) w->conv[i % taps * width + i / taps] = by_channel[i];
+    RETURN_IF_ERROR(Taps(spec_.short_conv.taps, &w->conv));
     if (!spec_.short_conv.bias) return absl::OkStatus();
     RETURN_IF_ERROR(Vector("conv_in_bias", &w->conv_in_bias));
     RETURN_IF_ERROR(Vector("conv_bias", &w->conv_bias));
     return Vector("o_bias", &w->o_bias);
+  }
+
+  absl::Status DeltaNet(CpuLayerWeights* w) {
+    if (spec_.delta_net.split) {
+      RETURN_IF_ERROR(Matrix("delta_qkv", &w->delta_qkv));
+      RETURN_IF_ERROR(Matrix("delta_z", &w->delta_z));
+      RETURN_IF_ERROR(Matrix("delta_b", &w->delta_b));
+      RETURN_IF_ERROR(Matrix("delta_a", &w->delta_a));
+    } else {
+      RETURN_IF_ERROR(Matrix("delta_in", &w->delta_in));
+      RETURN_IF_ERROR(Matrix("delta_gates", &w->delta_gates));
+    }
+    RETURN_IF_ERROR(Taps(spec_.delta_net.taps, &w->conv));
+    RETURN_IF_ERROR(Vector("a_log", &w->decay_rate));
+    for (float& a : w->decay_rate) a = -numerics::Exp(a);
+    RETURN_IF_ERROR(Vector("dt_bias", &w->dt_bias));
+    return Vector("delta_norm", &w->delta_norm);
+  }
+
+  // Stored [lanes][taps].
+  absl::Status Taps(size_t taps, std::vector<float>* out) {
+    std::vector<float> by_lane;
+    RETURN_IF_ERROR(Vector("conv", &by_lane));
+    const size_t lanes = by_lane.size() / taps;
+    out->resize(by_lane.size());
+    for (size_t i = 0; i < by_lane.size(); ++i) (*out)[i % taps * lanes + i / taps] = by_lane[i];
+    return absl::OkStatus();
   }
 
   absl::Status SplitKvB(CpuLayerWeights* w) {
@@ -166,8 +201,15 @@ class Loader {
 
   // A norm and, where the model's norms have one, its bias.
   absl::Status Norm(const std::string& suffix, NormWeights* out) {
-    RETURN_IF_ERROR(Vector(suffix, &out->weight));
+    RETURN_IF_ERROR(NormWeight(suffix, &out->weight));
     return spec_.norm_bias ? Vector(suffix + "_bias", &out->bias) : absl::OkStatus();
+  }
+
+  absl::Status NormWeight(const std::string& suffix, std::vector<float>* out) {
+    RETURN_IF_ERROR(Vector(suffix, out));
+    if (!spec_.norm_plus_one) return absl::OkStatus();
+    for (float& w : *out) w = 1.0f + w;
+    return absl::OkStatus();
   }
 
   void Report(uint64_t bytes) {

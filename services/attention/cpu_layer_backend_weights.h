@@ -27,18 +27,25 @@ struct CpuLayerWeights {
   // [nope, kv_lora] and V [v_dim, kv_lora]; U is kept transposed.
   kernels::PackedMatrix q_a, q_b, kv_a;
   std::vector<float> q_a_norm, kv_a_norm;
+  std::vector<float> q_a_bias, kv_a_bias;       // empty: none
   std::vector<kernels::PackedMatrix> absorb_k;  // per head: [kv_lora, nope]
   std::vector<kernels::PackedMatrix> expand_v;  // per head: [v_dim, kv_lora]
   // Short convolution.
   kernels::PackedMatrix conv_in;               // [3 H, H]
-  std::vector<float> conv;                     // [taps][H], the oldest token's first
+  std::vector<float> conv;                     // [taps][lanes], the oldest token's first
   std::vector<float> conv_in_bias, conv_bias;  // [3 H], [H]; empty: none
-  kernels::PackedMatrix o;                     // of every kind
-  kernels::FfnWeights ffn;                     // dense FFN, or the shared experts (may be empty)
-  kernels::PackedMatrix gate;                  // [E, H]
-  std::vector<float> gate_bias;                // [E], choice only
-  std::vector<float> gate_weight_bias;         // [E], part of the logits; empty: none
-  kernels::PackedMatrix shared_gate;           // [1, H]; empty: none
+  // Gated delta net; its convolution is `conv`. The first two, or the four of split projections.
+  kernels::PackedMatrix delta_in, delta_gates;
+  kernels::PackedMatrix delta_qkv, delta_z, delta_b, delta_a;
+  std::vector<float> decay_rate;        // [v_heads]: -exp(a_log)
+  std::vector<float> dt_bias;           // [v_heads]
+  std::vector<float> delta_norm;        // [v_dim]
+  kernels::PackedMatrix o;              // of every kind
+  kernels::FfnWeights ffn;              // dense FFN, or the shared experts (may be empty)
+  kernels::PackedMatrix gate;           // [E, H]
+  std::vector<float> gate_bias;         // [E], choice only
+  std::vector<float> gate_weight_bias;  // [E], part of the logits; empty: none
+  kernels::PackedMatrix shared_gate;    // [1, H]; empty: none
 };
 
 struct CpuDenseWeights {

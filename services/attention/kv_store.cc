@@ -21,8 +21,11 @@ uint64_t RootHash(std::string_view root) {
 
 }  // namespace
 
-KvStore::KvStore(uint32_t blocks, bool prefix_cache)
-    : prefix_cache_(prefix_cache), blocks_(blocks), buckets_(std::bit_ceil(std::max(1u, blocks)), kNil) {
+KvStore::KvStore(uint32_t blocks, bool prefix_cache, uint32_t state_slots)
+    : prefix_cache_(prefix_cache),
+      states_(state_slots),
+      blocks_(blocks),
+      buckets_(std::bit_ceil(std::max(1u, blocks)), kNil) {
   for (uint32_t b = blocks; b-- > 0;) free_.push_back(b);
 }
 
@@ -59,7 +62,7 @@ KvStore::Seq KvStore::NewSequence(Roots::iterator root) {
 }
 
 KvStore::Link KvStore::Tail(const Sequence& s) {
-  return s.chain.empty() ? Link{s.root->second.hash, s.root->second.node} : s.chain.back();
+  return s.chain.empty() ? Link{s.root->second.hash, s.root->second.node, kNil} : s.chain.back();
 }
 
 uint32_t KvStore::FindChild(uint64_t hash, uint64_t parent_node, std::span<const TokenId> tokens) const {
@@ -78,24 +81,34 @@ KvStore::Seq KvStore::Open(std::string_view root, std::span<const TokenId> token
   const Seq seq = NewSequence(UseRoot(root));
   Sequence& s = sequences_[seq];
   const size_t pages = std::min<size_t>(tokens.size(), match_tokens_max) / kPage;
+  size_t usable = 0;
   for (size_t p = 0; prefix_cache_ && p < pages; ++p) {
     const auto page = tokens.subspan(p * kPage, kPage);
     const Link parent = Tail(s);
     const uint64_t hash = ChainHash(parent.hash, page);
     const uint32_t block = FindChild(hash, parent.node, page);
     if (block == kNil) break;
-    Ref(block);
-    s.blocks.push_back(KvBlockId(block));
-    s.chain.push_back({hash, blocks_[block].node});
+    s.chain.push_back({hash, blocks_[block].node, block});
+    if (states_.total() == 0 || blocks_[block].state.has_value()) usable = s.chain.size();
   }
+  s.chain.resize(usable);
+  for (const Link& link : s.chain) {
+    Ref(link.block);
+    s.blocks.push_back(KvBlockId(link.block));
+  }
+  if (usable > 0) s.state = blocks_[s.chain.back().block].state;
+  if (s.state) states_.Ref(*s.state);
   *hit_tokens = static_cast<uint32_t>(s.chain.size()) * kPage;
   return seq;
 }
 
-KvStore::Seq KvStore::Fork(Seq source, uint32_t tokens) {
+std::optional<KvStore::Seq> KvStore::Fork(Seq source, uint32_t tokens) {
   const uint32_t pages = tokens / kPage;
   CHECK_MSG(sequences_[source].open && pages <= sequences_[source].chain.size(),
             "fork beyond committed pages");
+  std::optional<StateId> state;
+  if (pages > 0) state = StateOf(sequences_[source], pages - 1);
+  if (pages > 0 && states_.total() > 0 && !state) return std::nullopt;
   const Roots::iterator root = sequences_[source].root;
   ++root->second.users;
   const Seq seq = NewSequence(root);
@@ -104,6 +117,8 @@ KvStore::Seq KvStore::Fork(Seq source, uint32_t tokens) {
   s.blocks.assign(from.blocks.begin(), from.blocks.begin() + pages);
   s.chain.assign(from.chain.begin(), from.chain.begin() + pages);
   for (KvBlockId block : s.blocks) Ref(block.value);
+  s.state = state;
+  if (state) states_.Ref(*state);
   return seq;
 }
 
@@ -123,9 +138,19 @@ bool KvStore::Reserve(Seq seq, uint32_t tokens, std::vector<KvBlockId>* fresh) {
   return true;
 }
 
-void KvStore::Commit(Seq seq, std::span<const TokenId> tokens) {
+bool KvStore::ClaimState(Seq seq) {
+  Sequence& s = sequences_[seq];
+  CHECK(s.open && !s.claimed);
+  std::optional<KvBlockId> taken_from;
+  s.claimed = states_.Allocate(&taken_from);
+  if (taken_from) blocks_[taken_from->value].state.reset();
+  return s.claimed.has_value();
+}
+
+void KvStore::Commit(Seq seq, std::span<const TokenId> tokens, bool keep_state) {
   Sequence& s = sequences_[seq];
   CHECK(s.open && tokens.size() <= s.blocks.size() * kPage);
+  CHECK(s.claimed.has_value() == (states_.total() > 0));
   while ((s.chain.size() + 1) * kPage <= tokens.size()) {
     const uint32_t block = s.blocks[s.chain.size()].value;
     const auto page = tokens.subspan(s.chain.size() * kPage, kPage);
@@ -139,8 +164,42 @@ void KvStore::Commit(Seq seq, std::span<const TokenId> tokens) {
         known = block;
       }
     }
-    s.chain.push_back({hash, known != kNil ? blocks_[known].node : next_node_++});
+    s.chain.push_back(known != kNil ? Link{hash, blocks_[known].node, known}
+                                    : Link{hash, next_node_++, block});
   }
+  if (!s.claimed) return;
+  LetGo(&s.state);
+  s.state = std::exchange(s.claimed, std::nullopt);
+  CHECK(!keep_state || s.chain.size() * kPage == tokens.size());
+  if (keep_state) KeepState(&s);
+}
+
+std::optional<StateId> KvStore::StateOf(const Sequence& s, size_t page) const {
+  const Link& link = s.chain[page];
+  const bool own = s.blocks[page].value == link.block;
+  if (!own && (!blocks_[link.block].cached || blocks_[link.block].node != link.node)) return std::nullopt;
+  return blocks_[link.block].state;
+}
+
+// Equal content has equal states: the first one is kept.
+void KvStore::KeepState(Sequence* s) {
+  if (s->chain.empty()) return;
+  const Link& link = s->chain.back();
+  std::optional<StateId>& kept = blocks_[link.block].state;
+  if (kept) return;
+  kept = s->state;
+  states_.Keep(*kept, KvBlockId(link.block));
+}
+
+void KvStore::DropState(uint32_t block) {
+  if (!blocks_[block].state) return;
+  states_.Drop(*blocks_[block].state);
+  blocks_[block].state.reset();
+}
+
+void KvStore::LetGo(std::optional<StateId>* state) {
+  if (state->has_value()) states_.Unref(**state);
+  state->reset();
 }
 
 void KvStore::Truncate(Seq seq, uint32_t tokens) {
@@ -150,11 +209,14 @@ void KvStore::Truncate(Seq seq, uint32_t tokens) {
     Unref(s.blocks.back().value);
     s.blocks.pop_back();
   }
+  LetGo(&s.claimed);
 }
 
 void KvStore::Release(Seq seq) {
   Sequence& s = sequences_[seq];
   CHECK(s.open);
+  LetGo(&s.state);
+  LetGo(&s.claimed);
   // Last page first: the tail of a prefix is evicted before its head.
   for (size_t i = s.blocks.size(); i-- > 0;) Unref(s.blocks[i].value);
   s.blocks.clear();
@@ -167,6 +229,11 @@ uint32_t KvStore::sole_blocks(Seq seq) const {
   uint32_t n = 0;
   for (KvBlockId b : sequences_[seq].blocks) n += blocks_[b.value].refs == 1;
   return n;
+}
+
+uint32_t KvStore::sole_states(Seq seq) const {
+  const Sequence& s = sequences_[seq];
+  return (s.state && states_.sole(*s.state)) + (s.claimed && states_.sole(*s.claimed));
 }
 
 uint32_t KvStore::Allocate() {
@@ -191,10 +258,9 @@ void KvStore::Unref(uint32_t block) {
   Block& b = blocks_[block];
   CHECK(b.refs > 0);
   if (--b.refs > 0) return;
-  if (b.cached)
-    PushIdle(block);
-  else
-    free_.push_back(block);
+  if (b.cached) return PushIdle(block);
+  DropState(block);
+  free_.push_back(block);
 }
 
 void KvStore::Register(uint32_t block, uint64_t hash, uint64_t parent_hash, uint64_t parent_node,
@@ -223,6 +289,7 @@ void KvStore::Forget(uint32_t block) {
   *link = std::exchange(b.bucket_next, kNil);
   b.cached = false;
   --cached_;
+  DropState(block);
   if (std::exchange(b.keeps_root, false)) DropRoot(b.root);
 }
 
@@ -251,7 +318,8 @@ std::optional<KvStore::Exported> KvStore::Export(uint64_t hash) const {
 }
 
 std::optional<KvBlockId> KvStore::Import(std::string_view root, std::span<const TokenId> prefix) {
-  if (!prefix_cache_ || prefix.empty() || prefix.size() % kPage != 0) return std::nullopt;
+  if (!prefix_cache_ || states_.total() > 0 || prefix.empty() || prefix.size() % kPage != 0)
+    return std::nullopt;
   uint32_t hit = 0;
   const Seq seq =
       Open(root, prefix, static_cast<uint32_t>(prefix.size()), &hit);  // holds the parents meanwhile
@@ -313,7 +381,25 @@ std::string KvStore::Check() const {
   for (size_t b = 0; b < blocks_.size(); ++b) {
     if ((refs[b] == 0) != (seen[b] == 1)) return "page " + std::to_string(b) + " is lost";
   }
-  return "";
+  return CheckStates();
+}
+
+std::string KvStore::CheckStates() const {
+  std::vector<uint32_t> refs(states_.total(), 0), pages(states_.total(), StateStore::kNil);
+  for (const Sequence& s : sequences_) {
+    if (!s.open && (s.state || s.claimed)) return "a closed sequence holds a state";
+    if (s.state) ++refs[s.state->value];
+    if (s.claimed) ++refs[s.claimed->value];
+  }
+  for (size_t b = 0; b < blocks_.size(); ++b) {
+    if (!blocks_[b].state) continue;
+    if (blocks_[b].refs == 0 && !blocks_[b].cached)
+      return "page " + std::to_string(b) + ": free, with a state";
+    uint32_t& page = pages[blocks_[b].state->value];
+    if (page != StateStore::kNil) return "two pages keep one state";
+    page = static_cast<uint32_t>(b);
+  }
+  return states_.Check(refs, pages);
 }
 
 }  // namespace consilium

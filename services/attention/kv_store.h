@@ -3,6 +3,10 @@
 // names manifest, class and salt. Full pages of finished work stay as a prefix cache until their page is
 // needed (least recently used first). Identity is checked by content, page by page: a 64-bit hash only finds
 // candidates.
+//
+// Of a model with recurrent layers a sequence also has a state after its last computed token, and a page may
+// keep the state after its last token (state_store.h). There a prefix can be continued only where a state is:
+// hits and forks reach no deeper.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -17,6 +21,7 @@
 
 #include "common/base/ids.h"
 #include "common/base/limits.h"
+#include "services/attention/state_store.h"
 
 namespace consilium {
 
@@ -25,21 +30,26 @@ using KvTokens = std::array<TokenId, kKvBlockTokens>;
 class KvStore {
  public:
   using Seq = uint32_t;  // an open sequence
-  KvStore(uint32_t blocks, bool prefix_cache);
+  // state_slots 0: the model keeps no states.
+  KvStore(uint32_t blocks, bool prefix_cache, uint32_t state_slots = 0);
 
-  // A sequence that begins with the cached full pages of `tokens`, at most match_tokens_max tokens of them.
-  // *hit_tokens: how many were found.
+  // A sequence that begins with the cached full pages of `tokens`, at most match_tokens_max tokens of them,
+  // and the state behind them. *hit_tokens: how many were found.
   Seq Open(std::string_view root, std::span<const TokenId> tokens, uint32_t match_tokens_max,
            uint32_t* hit_tokens);
   // Shares the full pages of the first `tokens` tokens; they must be committed. The rest (a partial page) is
-  // the new sequence's to compute: pages are never written by two.
-  Seq Fork(Seq source, uint32_t tokens);
+  // the new sequence's to compute: pages are never written by two. nullopt: no state is kept there.
+  std::optional<Seq> Fork(Seq source, uint32_t tokens);
   // Pages for the first `tokens` tokens, all or nothing (false). New ones are appended to *fresh: zero them
   // before use.
   bool Reserve(Seq seq, uint32_t tokens, std::vector<KvBlockId>* fresh);
+  // A slot for the state that the next flight leaves; false: none can be had.
+  bool ClaimState(Seq seq);
   // The KV of tokens[0, n) is complete: full pages can be found from now on. `tokens` starts at position 0.
-  void Commit(Seq seq, std::span<const TokenId> tokens);
-  // Gives back pages beyond the first `tokens` tokens. Never cuts below what is committed.
+  // The claimed state is the sequence's; keep_state: its last page, which is full, keeps it too.
+  void Commit(Seq seq, std::span<const TokenId> tokens, bool keep_state = false);
+  // Gives back pages beyond the first `tokens` tokens and the claimed state. Never cuts below what is
+  // committed.
   void Truncate(Seq seq, uint32_t tokens);
   void Release(Seq seq);
 
@@ -50,6 +60,12 @@ class KvStore {
   // Free or cached without a holder.
   uint32_t available_blocks() const { return static_cast<uint32_t>(free_.size()) + idle_cached_; }
   uint32_t cached_blocks() const { return cached_; }
+  // After the committed tokens (nullopt: none yet), and the claimed one.
+  std::optional<StateId> state(Seq seq) const { return sequences_[seq].state; }
+  std::optional<StateId> claimed_state(Seq seq) const { return sequences_[seq].claimed; }
+  // States that its release would make available.
+  uint32_t sole_states(Seq seq) const;
+  const StateStore& states() const { return states_; }
   size_t open_sequences() const { return sequences_.size() - free_sequences_.size(); }
 
   // The seam for failover and prefix sharing: pages by chain hash.
@@ -60,7 +76,8 @@ class KvStore {
   };
   std::optional<Exported> Export(uint64_t hash) const;
   // A page for the imported bytes of the last page of `prefix` (whole pages): cached, not held, so the caller
-  // fills it before anything else happens. nullopt: already here, an earlier page is not, or no page is free.
+  // fills it before anything else happens. nullopt: already here, an earlier page is not, no page is free, or
+  // the model keeps states: a page alone continues nothing there.
   std::optional<KvBlockId> Import(std::string_view root, std::span<const TokenId> prefix);
   // Chain hash of each full page of `tokens`.
   static std::vector<uint64_t> ChainHashes(std::string_view root, std::span<const TokenId> tokens);
@@ -83,14 +100,17 @@ class KvStore {
     uint32_t prev = kNil, next = kNil;  // in the idle list
     uint32_t bucket_next = kNil;        // in its hash bucket, if cached
     bool keeps_root = false;            // the cached first page of a root keeps its identity alive
+    std::optional<StateId> state;       // after its last token
     Roots::iterator root;
   };
   struct Link {
     uint64_t hash = 0, node = 0;
+    uint32_t block = kNil;  // that the cache knows this content by, or the sequence's own
   };
   struct Sequence {
     std::vector<KvBlockId> blocks;
     std::vector<Link> chain;  // of each committed page
+    std::optional<StateId> state, claimed;
     Roots::iterator root;
     bool open = false;
   };
@@ -112,8 +132,15 @@ class KvStore {
   void Forget(uint32_t block);
   void PushIdle(uint32_t block);
   void RemoveIdle(uint32_t block);
+  // The state kept by the page of a link; nullopt: none, or the page is another's by now.
+  std::optional<StateId> StateOf(const Sequence& s, size_t page) const;
+  void KeepState(Sequence* s);
+  void DropState(uint32_t block);
+  void LetGo(std::optional<StateId>* state);
+  std::string CheckStates() const;
 
   const bool prefix_cache_;
+  StateStore states_;
   std::vector<Block> blocks_;
   std::vector<uint32_t> free_;
   uint32_t idle_head_ = kNil, idle_tail_ = kNil;  // head: least recently used

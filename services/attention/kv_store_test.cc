@@ -86,7 +86,7 @@ TEST(KvStore, AForkSharesFullPagesOnlyAndNeverAPageItWouldWrite) {
   for (bool cache : {true, false}) {
     KvStore kv(8, cache);
     const auto a = Fill(&kv, Tokens(40));
-    const auto b = kv.Fork(a, 40);
+    const auto b = *kv.Fork(a, 40);
     ASSERT_EQ(kv.blocks(b).size(), 2u);
     EXPECT_EQ(kv.blocks(b)[1], kv.blocks(a)[1]);
     std::vector<KvBlockId> fresh;
@@ -169,7 +169,7 @@ TEST(KvStore, RandomUseNeverLeaksOrHandsAPageToTwo) {
       } else if (op == 7 && !live.empty() && live.size() < 6) {
         const Live& from = live[pick(static_cast<uint32_t>(live.size()))];
         const uint32_t shared = from.computed / kKvBlockTokens * kKvBlockTokens;
-        live.push_back({kv.Fork(from.seq, shared), from.tokens, shared});
+        live.push_back({*kv.Fork(from.seq, shared), from.tokens, shared});
       } else if (op == 8 && !live.empty()) {
         Live& l = live[pick(static_cast<uint32_t>(live.size()))];
         kv.Truncate(l.seq, l.computed);

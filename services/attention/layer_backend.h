@@ -11,6 +11,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -31,10 +32,15 @@ struct FlightRow {
   RowKind kind = RowKind::kDecode;
 };
 
-// The pages of a sequence; blocks[t / kKvBlockTokens] holds token t. Reserved before dispatch (I5).
+// The pages of a sequence; blocks[t / kKvBlockTokens] holds token t. Reserved before dispatch (I5), as the
+// slot of the state that the flight leaves is.
 struct FlightSequence {
   std::span<const KvBlockId> blocks;
   bool long_context = false;  // may reach BackendShape::long_context_from; fixed at its first token
+  // Of models with states: what the recurrent layers keep before the first row (nothing at position 0) and
+  // after the last one. state_in is only read: a flight that is abandoned can be done again, and others may
+  // read it too.
+  std::optional<StateId> state_in = std::nullopt, state_out = std::nullopt;
 };
 
 // A row whose logits are wanted.
@@ -97,6 +103,7 @@ struct BackendShape {
   uint8_t dtype_in = 0, dtype_out = 0;  // proto/WIRE.md codes
   bool shared_experts = false;          // kShared does something
   uint32_t kv_blocks = 0;               // pages in the arena
+  uint32_t state_slots = 0;             // recurrent states; 0: the model keeps none
 };
 
 class LayerBackend {
@@ -111,6 +118,9 @@ class LayerBackend {
   // One KV page of all layers as bytes, for export (failover, prefix share) and import.
   virtual absl::Status ExportBlock(KvBlockId block, std::vector<std::byte>* out) = 0;
   virtual absl::Status ImportBlock(KvBlockId block, std::span<const std::byte> bytes) = 0;
+  // The same for a state.
+  virtual absl::Status ExportState(StateId state, std::vector<std::byte>* out) = 0;
+  virtual absl::Status ImportState(StateId state, std::span<const std::byte> bytes) = 0;
 };
 
 }  // namespace consilium

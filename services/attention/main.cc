@@ -10,7 +10,7 @@
 #include "common/metrics/admin_server.h"
 #include "common/metrics/metrics.h"
 #include "common/net/control_client.h"
-#include "common/net/grpc_channel.h"
+#include "common/net/expert_dialer.h"
 #include "services/attention/attention_service.h"
 #include "services/attention/attention_worker.h"
 
@@ -22,7 +22,7 @@ constexpr uint32_t kDrainMs = 10000;
 
 struct Flags {
   AttentionWorkerOptions worker;
-  std::string listen = "127.0.0.1:0", controller, static_placement, port_file;
+  std::string listen = "127.0.0.1:0", controller, static_placement, local_transport = "auto", port_file;
   ServiceOptions common;
 
   void AddTo(Options* o) {
@@ -31,12 +31,16 @@ struct Flags {
     o->Add(&controller, "controller", "host:port of the controller");
     o->Add(&static_placement, "static-placement",
            "host:port of one shard that has all experts, instead of a controller");
+    o->AddChoice(&local_transport, "local-transport",
+                 "auto: shards of this host or pod are reached by their local socket, which costs less than "
+                 "gRPC; off: gRPC always",
+                 {"auto", "off"});
     o->Add(&worker.model, "model", "model folder (Hugging Face layout)");
     o->Add(&worker.state_dir, "state-dir", "folder for the model manifest; empty: nothing is kept");
     o->Add(&worker.threads, "threads", "kernel threads; 0: the cores of this process", 0, 1024);
     o->Add(&worker.ops, "ops", "kernels: auto, or one of ref, scalar, avx2, avx512");
     worker.numerics.AddTo(o);
-    o->Add(&worker.kv_mb, "kv-mb", "memory for KV pages, MiB", 1, 1u << 24);
+    o->Add(&worker.kv_mb, "kv-mb", "memory for KV pages and recurrent states, MiB", 1, 1u << 24);
     o->Add(&worker.prefill_chunk, "prefill-chunk",
            "prompt rows of one sequence in one step; 0: as many as fit", 0, kFlightRowsMax);
     o->Add(&worker.flight_rows, "max-flight-rows", "rows of one micro-batch", 1, kFlightRowsMax);
@@ -75,7 +79,8 @@ class Process final : public RouterAttachment::Sink {
                                          {"ops", worker_->ops().ops->name},
                                          {"class", worker_->welcome().class_name},
                                          {"threads", worker_->threads()},
-                                         {"kv_blocks", worker_->shape().kv_blocks}});
+                                         {"kv_blocks", worker_->shape().kv_blocks},
+                                         {"state_slots", worker_->shape().state_slots}});
     return absl::OkStatus();
   }
 
@@ -105,7 +110,7 @@ class Process final : public RouterAttachment::Sink {
   void StartWorker() {
     AttentionShell::Hooks hooks;
     hooks.connect = [this](const PlacementShard& shard, Lane lane, ExpertChannel::Sink* sink) {
-      return std::make_unique<GrpcChannel>(shard.address, lane, worker_->hello(), &io_, &buffers_, sink);
+      return dialer_.Connect(shard.address, lane, worker_->hello(), sink);
     };
     hooks.on_placement = [this](Epoch epoch) {
       if (RouterAttachment* a = attachment_now_.load()) a->Ack(epoch);
@@ -175,7 +180,7 @@ class Process final : public RouterAttachment::Sink {
   const Flags flags_;
   Metrics metrics_;
   BufferPool buffers_;
-  GrpcIo io_{1};
+  ExpertDialer dialer_{flags_.local_transport == "auto", &buffers_};
   std::vector<uint64_t> last_rows_;  // on the strand
   std::atomic<bool> ready_{false};
   std::unique_ptr<AttentionWorker> worker_;

@@ -19,7 +19,11 @@ struct Room {
 class Planner {
  public:
   Planner(const SchedulerView& view, const StepLimits& limits, StepPlan* plan)
-      : view_(view), limits_(limits), plan_(plan), available_(view.available_blocks) {
+      : view_(view),
+        limits_(limits),
+        plan_(plan),
+        pages_(view.available_blocks),
+        states_(view.available_states) {
     state_.assign(view.sequences.size(), State::kIdle);
   }
 
@@ -82,7 +86,8 @@ class Planner {
     const uint32_t rows = std::min(chunk, RoomOfOneFlight(room, s.decode));
     if (rows == 0) return;
     const uint32_t pages = s.blocks == 0 ? Pages(s.tokens) : Pages(s.computed + rows);
-    if (!Claim(index, pages > s.blocks ? pages - s.blocks : 0)) return;
+    const uint32_t states = !view_.has_states ? 0 : s.computed == 0 && s.blocks == 0 ? 2 : 1;
+    if (!Claim(index, pages > s.blocks ? pages - s.blocks : 0, states)) return;
     state_[index] = State::kPlanned;
     PlannedFlight& flight = FlightFor(room, s.decode);
     flight.sequences.push_back({index, rows});
@@ -90,22 +95,25 @@ class Planner {
     room.rows -= rows;
   }
 
-  // Takes `need` pages for a sequence, from younger ones if it must.
-  bool Claim(uint32_t index, uint32_t need) {
-    if (need == 0) return true;
-    if (short_of_pages_) return false;
-    for (size_t v = view_.sequences.size(); need > available_ && v-- > index + 1;) {
+  // Takes pages and states for a sequence, from younger ones if it must.
+  bool Claim(uint32_t index, uint32_t pages, uint32_t states) {
+    if (pages == 0 && states == 0) return true;
+    if (short_) return false;
+    const auto enough = [&] { return pages <= pages_ && states <= states_; };
+    for (size_t v = view_.sequences.size(); !enough() && v-- > index + 1;) {
       const SchedulerSequence& victim = view_.sequences[v];
       if (victim.in_flight || victim.blocks == 0 || state_[v] != State::kIdle) continue;
       state_[v] = State::kPreempted;
       plan_->preempt.push_back(static_cast<uint32_t>(v));
-      available_ += victim.sole_blocks;
+      pages_ += victim.sole_blocks;
+      states_ += victim.sole_states;
     }
-    if (need > available_) {
-      short_of_pages_ = true;
+    if (!enough()) {
+      short_ = true;
       return false;
     }
-    available_ -= need;
+    pages_ -= pages;
+    states_ -= states;
     return true;
   }
 
@@ -135,8 +143,8 @@ class Planner {
   const SchedulerView& view_;
   const StepLimits& limits_;
   StepPlan* const plan_;
-  uint32_t available_;
-  bool short_of_pages_ = false;
+  uint32_t pages_, states_;  // to be had
+  bool short_ = false;
   Room decode_, prompt_;
   struct Open {
     uint32_t count = 0, last = 0;  // flights begun; the last one's index in plan_->flights

@@ -3,7 +3,8 @@
 //
 // Order is by arrival. An older sequence that needs KV pages takes them from the youngest that hold some
 // (preemption by recompute); once one is short of pages no younger one gets new ones. So the oldest always
-// gets on, and with it all. With one flight allowed decode rows and prompt chunks share it, decode rows
+// gets on, and with it all. Slots of recurrent states are claimed the same way, one for each sequence of a
+// flight. With one flight allowed decode rows and prompt chunks share it, decode rows
 // first; with more they fly apart.
 #pragma once
 #include <cstdint>
@@ -16,12 +17,15 @@ struct SchedulerSequence {
   uint32_t computed = 0;     // positions with KV
   uint32_t blocks = 0;       // pages held
   uint32_t sole_blocks = 0;  // of these held by nobody else
+  uint32_t sole_states = 0;  // states held by nobody else
   bool decode = false;       // its one row gives the next token of a running choice
   bool in_flight = false;
 };
 struct SchedulerView {
   std::vector<SchedulerSequence> sequences;  // oldest first
   uint32_t available_blocks = 0;
+  bool has_states = false;  // the model's layers keep some
+  uint32_t available_states = 0;
   uint32_t decode_flights = 0, prompt_flights = 0;  // in the air
   double link_us = 0;     // of a call: time that is neither queue nor service at the shard, EWMA
   double compute_us = 0;  // of a call: queue and service, EWMA
@@ -57,7 +61,8 @@ struct StepPlan {
 // time (splitting makes experts read their weights again).
 uint32_t DecodeFlights(const SchedulerView& view, const StepLimits& limits, uint32_t ready_rows);
 
-// A sequence without pages is charged its whole known length, since a prefix hit may claim as much.
+// A sequence without pages is charged its whole known length, since a prefix hit may claim as much, and a
+// state more, which the hit begins from. With kStateSlotsMin states the oldest still gets on.
 void PlanStep(const SchedulerView& view, const StepLimits& limits, StepPlan* plan);
 
 }  // namespace consilium

@@ -90,17 +90,40 @@ TEST(StepPlanner, ASequenceInFlightIsNeverPreempted) {
   EXPECT_TRUE(plan.preempt.empty());
 }
 
-// Random arrivals over a small arena: every sequence ends, pages never go below zero, and in-flight work is
-// respected.
+TEST(StepPlanner, EverySequenceOfAFlightTakesAState) {
+  SchedulerView view;
+  view.available_blocks = 100;
+  view.has_states = true;
+  view.sequences = {Decode(20), Decode(20), Prompt(5), Decode(20)};
+  for (SchedulerSequence& s : view.sequences) s.sole_states = s.blocks > 0;
+  const auto plan = [&](uint32_t available) {
+    StepPlan p;
+    view.available_states = available;
+    PlanStep(view, {1, 64, 64, 8}, &p);
+    return p;
+  };
+  EXPECT_EQ(plan(5).flights[0].sequences.size(), 4u) << "the prompt two: a hit may begin from one";
+  const StepPlan tight = plan(1);
+  EXPECT_EQ(tight.preempt, std::vector<uint32_t>{3}) << "the second takes the youngest's";
+  EXPECT_EQ(tight.flights[0].sequences.size(), 2u);
+  EXPECT_EQ(plan(4).flights[0].sequences.size(), 3u);
+  EXPECT_TRUE(plan(4).preempt.empty()) << "nobody is younger";
+}
+
+// Random arrivals over a small arena: every sequence ends, pages and states never go below zero, and
+// in-flight work is respected.
 TEST(StepPlanner, EverySequenceEndsWhateverTheArena) {
-  for (uint32_t seed = 0; seed < 100; ++seed) {
+  for (uint32_t seed = 0; seed < 200; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     std::mt19937 rng(seed);
     auto pick = [&](uint32_t n) { return static_cast<uint32_t>(rng() % n); };
     const StepLimits limits{1 + pick(4), 1 + pick(20), pick(3) * 8, 2};
     const uint32_t arena = 6 + pick(10);
+    const bool has_states = seed >= 100;
+    const uint32_t slots = has_states ? kStateSlotsMin + pick(8) : 0;
     struct Seq {
       uint32_t prompt, tokens, wanted, computed = 0, blocks = 0, flight = 0;
+      uint32_t states() const { return (computed > 0) + flight; }
     };
     std::vector<Seq> all;
     struct Flight {
@@ -112,6 +135,11 @@ TEST(StepPlanner, EverySequenceEndsWhateverTheArena) {
     auto used = [&] {
       uint32_t n = 0;
       for (const Seq& s : all) n += s.blocks;
+      return n;
+    };
+    auto states = [&] {
+      uint32_t n = 0;
+      for (const Seq& s : all) n += has_states ? s.states() : 0;
       return n;
     };
     while ((to_come > 0 ||
@@ -128,11 +156,14 @@ TEST(StepPlanner, EverySequenceEndsWhateverTheArena) {
         if (all[i].tokens >= all[i].wanted) continue;
         SchedulerSequence v = Prompt(all[i].tokens, all[i].computed, all[i].blocks);
         v.in_flight = all[i].flight > 0;
+        v.sole_states = has_states ? all[i].states() : 0;
         v.decode = v.computed + 1 == v.tokens && v.tokens > all[i].prompt;
         view.sequences.push_back(v);
         ix.push_back(i);
       }
       view.available_blocks = arena - used();
+      view.has_states = has_states;
+      view.available_states = slots - states();
       for (const Flight& f : air) ++(f.decode ? view.decode_flights : view.prompt_flights);
       StepPlan plan;
       PlanStep(view, limits, &plan);
@@ -155,6 +186,7 @@ TEST(StepPlanner, EverySequenceEndsWhateverTheArena) {
         air.push_back(flight);
       }
       ASSERT_LE(used(), arena);
+      ASSERT_LE(states(), slots);
       if (air.empty()) {
         ASSERT_TRUE(to_come > 0 || plan.flights.size() + plan.preempt.size() > 0) << "stuck";
         continue;
@@ -164,7 +196,7 @@ TEST(StepPlanner, EverySequenceEndsWhateverTheArena) {
         Seq& s = all[i];
         s.flight = 0;
         s.computed += rows;
-        if (s.computed == s.tokens && ++s.tokens >= s.wanted) s.blocks = 0;
+        if (s.computed == s.tokens && ++s.tokens >= s.wanted) s.blocks = s.computed = 0;
       }
       air.erase(air.begin() + static_cast<ptrdiff_t>(landing));
     }

@@ -34,6 +34,7 @@ absl::Status LocalDecoder::Load() {
   CpuLayerOptions layer_options;
   layer_options.numerics = numerics_;
   layer_options.kv_blocks = options_.kv_blocks;
+  layer_options.state_slots = options_.state_slots;
   layer_options.flights = options_.flights;
   layer_options.rows_max = kFlightRowsMax;
   layer_options.run_compute = options_.run_compute;
@@ -43,6 +44,7 @@ absl::Status LocalDecoder::Load() {
   };
   ASSIGN_OR_RETURN(layers_, CpuLayerBackend::Create(spec_, manifest_, store.get(), ops, pool_.get(),
                                                     &buffers_, layer_options));
+  for (uint32_t i = 0; i < layers_->shape().state_slots; ++i) free_states_.push_back(StateId(i));
   CpuExpertOptions expert_options = ExpertOptionsOf(spec_);
   expert_options.numerics = numerics_;
   experts_ = std::make_unique<CpuExpertBackend>(std::move(expert_options), ops, pool_.get());
@@ -88,6 +90,7 @@ uint32_t LocalDecoder::AddSequence(size_t longest) {
 void LocalDecoder::Release(uint32_t sequence) {
   Sequence& s = sequences_[sequence];
   free_blocks_.insert(free_blocks_.end(), s.blocks.rbegin(), s.blocks.rend());
+  if (s.state) free_states_.push_back(*s.state);
   s = Sequence();
   logits_.erase(logits_.lower_bound({sequence, 0}), logits_.lower_bound({sequence + 1, 0}));
 }
@@ -138,13 +141,38 @@ absl::Status LocalDecoder::AddRows(const Feed& feed, Flight* flight) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<FlightSequence> LocalDecoder::FlightSequenceOf(uint32_t sequence) {
+  const Sequence& s = sequences_[sequence];
+  FlightSequence out{s.blocks, s.long_context, s.state, std::nullopt};
+  if (layers_->shape().state_slots == 0) return out;
+  if (free_states_.empty()) {
+    return ResourceExhausted("no state left: all " + std::to_string(options_.state_slots) + " are in use");
+  }
+  out.state_out = free_states_.back();
+  free_states_.pop_back();
+  return out;
+}
+
+// What a finished flight left is what its sequences go on from.
+void LocalDecoder::TakeStates(const Flight& flight) {
+  for (size_t i = 0; i < flight.sequences.size(); ++i) {
+    const std::optional<StateId>& left = flight.batch.sequences[i].state_out;
+    std::optional<StateId>& state = sequences_[flight.sequences[i]].state;
+    if (!left) continue;
+    if (state) free_states_.push_back(*state);
+    state = left;
+  }
+}
+
 absl::StatusOr<std::unique_ptr<LocalDecoder::Flight>> LocalDecoder::Begin(uint32_t slot,
                                                                           const std::vector<Feed>& feeds) {
   auto flight = std::make_unique<Flight>();
   flight->slot = slot;
   for (const Feed& feed : feeds) RETURN_IF_ERROR(AddRows(feed, flight.get()));
-  for (uint32_t number : flight->sequences)
-    flight->batch.sequences.push_back({sequences_[number].blocks, sequences_[number].long_context});
+  for (uint32_t number : flight->sequences) {
+    ASSIGN_OR_RETURN(const FlightSequence sequence, FlightSequenceOf(number));
+    flight->batch.sequences.push_back(sequence);
+  }
   feed_sequence_ = flight->sequences;
   StageJob job;
   job.flight = FlightId(slot);
@@ -198,6 +226,7 @@ absl::StatusOr<bool> LocalDecoder::Advance(Flight* flight) {
     ASSIGN_OR_RETURN(flight->out, RunStage(job));
   }
   if (!flight->out.finished) return true;
+  TakeStates(*flight);
   // The last sample of each feed belongs to its last row.
   flight->next.resize(flight->sequences.size());
   for (size_t i = 0; i < flight->batch.samples.size(); ++i) {

@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -25,6 +26,7 @@ struct LocalDecoderOptions {
   NumericsFlags numerics = {};
   uint32_t threads = 1;  // 0: the cores of this process
   uint32_t kv_blocks = 64;
+  uint32_t state_slots = 16;  // of models with recurrent layers; a sequence takes two while it computes
   uint32_t flights = 1;
   bool keep_logits = true;
   std::function<void(const LayerObservation&)> observer;
@@ -61,7 +63,7 @@ class LocalDecoder {
   // Its pages and logits are free again.
   void Release(uint32_t sequence);
   // One flight of at most kFlightRowsMax rows; the greedy token after each feed's last row.
-  // RESOURCE_EXHAUSTED: no KV block left; INVALID_ARGUMENT: a token or position beyond the model.
+  // RESOURCE_EXHAUSTED: no KV block or state left; INVALID_ARGUMENT: a token or position beyond the model.
   absl::StatusOr<std::vector<TokenId>> Step(const std::vector<Feed>& feeds);
   // The same for one feed: results of all its sampled or scored rows, in order.
   absl::StatusOr<std::vector<SampleResult>> StepResults(Feed feed);
@@ -76,6 +78,8 @@ class LocalDecoder {
   // Greedy continuation with log-probabilities, without stop ids.
   absl::StatusOr<std::vector<SampleResult>> Greedy(std::span<const TokenId> prompt, size_t count);
   const std::vector<KvBlockId>& blocks(uint32_t sequence) const { return sequences_[sequence].blocks; }
+  // What its recurrent layers keep after all its tokens; null if the model has none.
+  const std::optional<StateId>& state(uint32_t sequence) const { return sequences_[sequence].state; }
   // Steps in two halves, so that a test can let flights overlap.
   struct Flight;
   absl::StatusOr<std::unique_ptr<Flight>> Begin(uint32_t slot, const std::vector<Feed>& feeds);
@@ -86,6 +90,7 @@ class LocalDecoder {
   struct Sequence {
     std::vector<KvBlockId> blocks;
     Position length = 0;
+    std::optional<StateId> state;
     bool long_context = false;
   };
   LocalDecoder() = default;
@@ -93,6 +98,8 @@ class LocalDecoder {
   absl::Status LoadExperts(ModelStore* store);
   absl::StatusOr<std::unique_ptr<Flight>> RunFlight(const std::vector<Feed>& feeds);
   absl::Status AddRows(const Feed& feed, Flight* flight);
+  absl::StatusOr<FlightSequence> FlightSequenceOf(uint32_t sequence);
+  void TakeStates(const Flight& flight);
   absl::Status RunExperts(Flight* flight);
   absl::StatusOr<StageOut> RunStage(const StageJob& job);
   void KeepLogits(const LayerObservation& observation);
@@ -107,6 +114,7 @@ class LocalDecoder {
   std::unique_ptr<CpuExpertBackend> experts_;
   std::map<std::pair<LayerId, ExpertId>, ExpertHandle> handles_;
   std::vector<KvBlockId> free_blocks_;
+  std::vector<StateId> free_states_;
   std::vector<Sequence> sequences_;
   std::map<std::pair<uint32_t, Position>, std::vector<float>> logits_;
   Sampling greedy_;

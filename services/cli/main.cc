@@ -7,6 +7,7 @@
 #include "common/model/inspect.h"
 #include "services/cli/bench.h"
 #include "services/cli/chat.h"
+#include "services/cli/import.h"
 #include "services/cli/perplexity.h"
 #include "services/cli/processes.h"
 #include "services/cli/up.h"
@@ -131,6 +132,18 @@ struct Inspect {
   }
 };
 
+struct ImportCommand {
+  std::string model, state_dir;
+  bool json = false;
+  void AddTo(Options* o) {
+    o->AddPositional(&model, "MODEL", kModelHelp, true);
+    o->Add(&state_dir, "state-dir",
+           "keep the manifest in this state folder; empty: beside the model, where every service finds it");
+    o->Add(&json, "json", "print as JSON");
+  }
+  int Run() const { return RunImport(model, state_dir, json); }
+};
+
 struct VerifyCommand {
   VerifyOptions options;
   void AddTo(Options* o) {
@@ -181,6 +194,7 @@ int Main(int argc, char** argv) {
   Chat chat;
   Bench bench;
   Inspect inspect;
+  ImportCommand import;
   VerifyCommand verify;
   Perplexity perplexity;
   up.AddTo(options.AddCommand("up", "start all services on this machine, in the foreground"));
@@ -189,6 +203,8 @@ int Main(int argc, char** argv) {
   bench.AddTo(options.AddCommand("bench", "measure a running gateway"));
   inspect.AddTo(
       options.AddCommand("inspect", "what a model holds: sizes by part, experts, format; what fits where"));
+  import.AddTo(
+      options.AddCommand("import", "hash a model once, ahead of its first start, so that services need not"));
   verify.AddTo(options.AddCommand(
       "verify", "run a model against its golden file and find the first place that differs"));
   perplexity.AddTo(options.AddCommand("perplexity", "how well a model predicts a text, in a numerics class"));
@@ -199,6 +215,7 @@ int Main(int argc, char** argv) {
   if (command == "ps") return ps.Run();
   if (command == "chat") return chat.Run();
   if (command == "inspect") return inspect.Run();
+  if (command == "import") return import.Run();
   if (command == "verify") return verify.Run();
   if (command == "perplexity") return perplexity.Run();
   return bench.Run();

@@ -92,8 +92,8 @@ std::vector<std::string> Supervisor::Command(const Child& child) const {
   }
   // One folder: who starts first hashes the model for all.
   push({"--state-dir", options_.state_dir + "/model", "--threads", text(options_.threads), "--ops",
-        options_.ops, "--numerics", options_.numerics.numerics, "--weights-as",
-        options_.numerics.weights_as});
+        options_.ops, "--numerics", options_.numerics.numerics, "--weights-as", options_.numerics.weights_as,
+        "--local-transport", options_.local_transport});
   if (info.role == "expert") {
     push({"--capacity-mb", text(options_.capacity_mb)});
   } else {

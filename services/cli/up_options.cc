@@ -37,6 +37,9 @@ void UpOptions::AddTo(Options* o) {
   o->Add(&flights, "flights", "micro-batches at a time", 1u, 4u);
   o->Add(&prefix_cache, "prefix-cache", "reuse KV blocks of equal prompt beginnings");
   o->Add(&lease_ms, "lease-ms", "ms without a heartbeat until the controller drops a member", 300u, 600000u);
+  o->AddChoice(&local_transport, "local-transport",
+               "between workers and shards, auto: a local socket, which costs less than gRPC; off: gRPC",
+               {"auto", "off"});
   o->Add(&start_timeout_s, "start-timeout-s", "seconds until all must be ready", 1u, 86400u);
   o->Add(&ask, "ask", "once ready, ask this and print the answer");
   o->Add(&once, "once", "stop after the answer to --ask");

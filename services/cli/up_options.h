@@ -33,8 +33,9 @@ struct UpOptions {
   bool prefix_cache = true;
   uint32_t lease_ms = 2000;
   uint32_t start_timeout_s = 300;
-  std::string ask;    // asked and answered on stdout once ready
-  bool once = false;  // stop after that answer
+  std::string ask;                       // asked and answered on stdout once ready
+  bool once = false;                     // stop after that answer
+  std::string local_transport = "auto";  // between workers and shards; or "off"
   std::string log_level = "info";
   std::string log_format = "text";
 

@@ -1,11 +1,12 @@
 // Steady state of the dispatch path allocates nothing: Build -> Send -> session -> strand -> core -> hash
-// backend -> result -> session -> sink, over the in-process link. A program of its own, since it counts every
-// operator new.
+// backend -> result -> session -> sink, over the in-process link and over the local socket. A program of its
+// own, since it counts every operator new.
 #include <gtest/gtest.h>
 
 #include <atomic>
 
 #include "common/net/inproc_channel.h"
+#include "common/net/local_fixture.h"
 #include "common/testing/allocation_count.h"
 #include "services/expert/shard_fixture.h"
 
@@ -35,13 +36,32 @@ struct CountingSink final : ExpertChannel::Sink {
   void OnDown(absl::Status) override {}
 };
 
+struct Inproc {
+  Inproc(FrameServer* shard, BufferPool* pool, ExpertChannel::Sink* sink)
+      : listener(shard), channel(CoreFixture::Hello(), Lane::kDecode, &listener, pool, sink) {}
+  ExpertChannel* get() { return &channel; }
+  InprocListener listener;
+  InprocChannel channel;
+};
+
+struct Local {
+  Local(FrameServer* shard, BufferPool* pool, ExpertChannel::Sink* sink)
+      : server(ListenLocal(address, shard, pool)),
+        channel(ConnectLocal(address, &loop, pool, sink, Lane::kDecode, CoreFixture::Hello())) {}
+  ExpertChannel* get() { return channel.get(); }
+  const std::string address = FreshAddress();
+  std::unique_ptr<LocalServer> server;
+  IoLoop loop;
+  std::unique_ptr<ExpertChannel> channel;
+};
+
+template <class Transport>
 struct Dispatch {
   BufferPool pool;
   Metrics metrics;
   HashShard hash{&pool, CoreFixture::Options(), nullptr, &metrics};
-  InprocListener listener{hash.shard.get()};
   CountingSink sink;
-  InprocChannel channel{CoreFixture::Hello(), Lane::kDecode, &listener, &pool, &sink};
+  Transport transport{hash.shard.get(), &pool, &sink};
   uint64_t last_call = 0;
   uint64_t source[4] = {1, 2, 3, 4};
 
@@ -61,7 +81,9 @@ struct Dispatch {
     plan.source = reinterpret_cast<const std::byte*>(source);
     for (int i = 0; i < 8; ++i) {
       auto body = CallBody::Build(plan, &pool);
-      CHECK(channel.Send(CallId{++last_call}, std::move(body), CallOptions{Epoch{}, 10'000'000, 0}).ok());
+      CHECK(transport.get()
+                ->Send(CallId{++last_call}, std::move(body), CallOptions{Epoch{}, 10'000'000, 0})
+                .ok());
     }
     for (uint64_t n = sink.answered; n < last_call; n = sink.answered) sink.answered.wait(n);
   }
@@ -73,8 +95,13 @@ TEST(DispatchAllocation, TheCounterSeesAnAllocation) {
   EXPECT_GT(allocations, before);
 }
 
-TEST(DispatchAllocation, ASteadyStreamOfCallsAllocatesNothing) {
-  Dispatch d;
+template <class Transport>
+class SteadyDispatch : public ::testing::Test {};
+using Transports = ::testing::Types<Inproc, Local>;
+TYPED_TEST_SUITE(SteadyDispatch, Transports);
+
+TYPED_TEST(SteadyDispatch, AllocatesNothing) {
+  Dispatch<TypeParam> d;
   d.sink.up.wait(false);
   // How many frames are in flight varies with the scheduler, and pools keep their high-water mark: so rounds
   // that allocate become rare and end. A path that allocated per message would do it in every round.

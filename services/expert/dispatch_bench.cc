@@ -1,8 +1,9 @@
-// Question: what does our dispatch path add to the transport's floor? One decode-sized call at a time, there
-// and back on loopback: GrpcChannel -> GrpcFrameServer -> ExpertShard (a backend that copies rows) -> sink,
-// against a bare gRPC stream that echoes a message of the same size (completion queues on both sides, the
-// caller waits on its own queue). Bound: the echo. Counters: bytes of the payload one way. Compare Dispatch/x
-// with Echo/x of the same run.
+// Question: what does our dispatch path add to a transport's floor? One decode-sized call at a time, there
+// and back on this host: channel -> server -> ExpertShard (a backend that copies rows) -> sink, over gRPC on
+// loopback and over the local socket, against a bare echo of a message of the same size over each: a gRPC
+// stream (completion queues on both sides, the caller waits on its own queue), a Unix stream socket (epoll on
+// both sides, one send and one receive a message). Bound: the echo. Counters: bytes of the payload one way.
+// Compare Dispatch/T/x with Echo/T/x of the same run, and the two T.
 #include <benchmark/benchmark.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/generic/async_generic_service.h>
@@ -11,12 +12,18 @@
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <thread>
 
-#include "common/net/grpc_channel.h"
+#include "common/net/expert_dialer.h"
 #include "common/net/grpc_server.h"
+#include "common/net/local_server.h"
 #include "services/expert/shard_fixture.h"
 
 namespace consilium {
@@ -58,7 +65,7 @@ struct Sink final : ExpertChannel::Sink {
 };
 
 // Arguments: rows, bytes of a row.
-void Dispatch(benchmark::State& state) {
+void Dispatch(benchmark::State& state, bool local) {
   const auto n_rows = static_cast<uint32_t>(state.range(0)),
              row_bytes = static_cast<uint32_t>(state.range(1));
   BufferPool pool;
@@ -68,12 +75,15 @@ void Dispatch(benchmark::State& state) {
   HashShard shard(&pool, options, &backend);
   auto server = GrpcFrameServer::Start("127.0.0.1:0", 1, shard.shard.get(), &pool, nullptr);
   CHECK(server.ok());
-  GrpcIo io(1);
+  const auto local_server = LocalServer::Start((*server)->address(), shard.shard.get(), &pool);
+  CHECK(local_server.ok());
+  ExpertDialer dialer(local, &pool);
   Sink sink;
   RouterHello hello = CoreFixture::Hello();
   hello.models[0].hidden = options.hidden;
-  GrpcChannel channel((*server)->address(), Lane::kDecode, hello, &io, &pool, &sink);
+  const auto channel = dialer.Connect((*server)->address(), Lane::kDecode, hello, &sink);
   sink.up.wait(false);
+  CHECK(channel->transport() == std::string(local ? "local" : "grpc"));
 
   const std::vector<std::byte> source(size_t{n_rows} * row_bytes);
   std::vector<uint32_t> rows;
@@ -93,8 +103,8 @@ void Dispatch(benchmark::State& state) {
   plan.source = source.data();
   uint64_t call = 0;
   for (auto _ : state) {
-    CHECK(
-        channel.Send(CallId{++call}, CallBody::Build(plan, &pool), CallOptions{Epoch{}, 60'000'000, 0}).ok());
+    CHECK(channel->Send(CallId{++call}, CallBody::Build(plan, &pool), CallOptions{Epoch{}, 60'000'000, 0})
+              .ok());
     for (uint64_t n = sink.answered; n < call; n = sink.answered) sink.answered.wait(n);
   }
   state.SetBytesProcessed(static_cast<int64_t>(state.iterations() * n_rows * row_bytes));
@@ -142,8 +152,13 @@ class EchoServer {
   std::thread thread_;
 };
 
-void Echo(benchmark::State& state) {
-  const size_t bytes = 192 + static_cast<size_t>(state.range(0) * state.range(1));
+// The payload and what a frame has around it.
+size_t EchoBytes(const benchmark::State& state) {
+  return 192 + static_cast<size_t>(state.range(0) * state.range(1));
+}
+
+void EchoGrpc(benchmark::State& state) {
+  const size_t bytes = EchoBytes(state);
   EchoServer server;
   auto channel =
       grpc::CreateChannel("127.0.0.1:" + std::to_string(server.port()), grpc::InsecureChannelCredentials());
@@ -177,8 +192,60 @@ void Echo(benchmark::State& state) {
   }
 }
 
-BENCHMARK(Echo)->Args({4, 1024})->Args({1, 14336})->UseRealTime();
-BENCHMARK(Dispatch)->Args({4, 1024})->Args({1, 14336})->UseRealTime();
+// One end of a stream socket.
+class EchoSocket {
+ public:
+  EchoSocket(int fd, size_t bytes) : fd_(fd), epoll_(epoll_create1(0)), buffer_(bytes) {
+    epoll_event event{};
+    event.events = EPOLLIN;
+    CHECK(epoll_ >= 0 && epoll_ctl(epoll_, EPOLL_CTL_ADD, fd_, &event) == 0);
+  }
+  ~EchoSocket() {
+    close(epoll_);
+    close(fd_);
+  }
+  void Send() { CHECK(send(fd_, buffer_.data(), buffer_.size(), MSG_NOSIGNAL) == Size()); }
+  // False: the other end was closed.
+  bool Receive() {
+    for (ssize_t got = 0; got < Size();) {
+      epoll_event event{};
+      if (epoll_wait(epoll_, &event, 1, -1) != 1) continue;
+      const ssize_t n = recv(fd_, buffer_.data() + got, buffer_.size() - static_cast<size_t>(got), 0);
+      if (n <= 0) return false;
+      got += n;
+    }
+    return true;
+  }
+  void Stop() { shutdown(fd_, SHUT_RDWR); }
+
+ private:
+  ssize_t Size() const { return static_cast<ssize_t>(buffer_.size()); }
+  const int fd_, epoll_;
+  std::vector<std::byte> buffer_;
+};
+
+void EchoLocal(benchmark::State& state) {
+  const size_t bytes = EchoBytes(state);
+  std::array<int, 2> ends{};
+  CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends.data()) == 0);
+  EchoSocket here(ends[0], bytes), there(ends[1], bytes);
+  std::thread echo([&] {
+    while (there.Receive()) there.Send();
+  });
+  for (auto _ : state) {
+    here.Send();
+    CHECK(here.Receive());
+  }
+  state.SetBytesProcessed(static_cast<int64_t>(state.iterations()) * state.range(0) * state.range(1));
+  here.Stop();
+  echo.join();
+}
+
+void Shapes(benchmark::internal::Benchmark* b) { b->Args({4, 1024})->Args({1, 14336})->UseRealTime(); }
+BENCHMARK(EchoGrpc)->Name("Echo/grpc")->Apply(Shapes);
+BENCHMARK(EchoLocal)->Name("Echo/local")->Apply(Shapes);
+BENCHMARK_CAPTURE(Dispatch, grpc, false)->Apply(Shapes);
+BENCHMARK_CAPTURE(Dispatch, local, true)->Apply(Shapes);
 
 }  // namespace
 }  // namespace consilium

@@ -10,6 +10,7 @@
 #include "common/log/log.h"
 #include "common/metrics/admin_server.h"
 #include "common/net/grpc_server.h"
+#include "common/net/local_server.h"
 #include "kernels/api/kernels.h"
 #include "services/expert/controller_link.h"
 #include "services/expert/expert_host.h"
@@ -20,6 +21,10 @@ void ExpertServiceOptions::AddTo(Options* o) {
   o->Add(&name, "name", "name of this shard, stable over restarts");
   o->Add(&listen, "listen", "host:port of the gRPC server; port 0: any free one");
   o->Add(&advertise, "advertise", "host:port by which routers reach it; empty: the listen address");
+  o->AddChoice(&local_transport, "local-transport",
+               "auto: routers of this host or pod may use a local socket, which costs less than gRPC; off: "
+               "gRPC only",
+               {"auto", "off"});
   o->Add(&controller, "controller", "host:port of the controller, which decides what is loaded");
   o->AddChoice(&static_experts, "static-experts", "without a controller: which experts to load", {"", "all"});
   o->Add(&model, "model", "model folder (Hugging Face layout)");
@@ -65,6 +70,7 @@ struct ExpertService::Impl {
   std::unique_ptr<ExpertHost> host;
   ExpertShard* shard = nullptr;  // of the host
   std::unique_ptr<GrpcFrameServer> server;
+  std::unique_ptr<LocalServer> local;
   std::unique_ptr<AdminServer> admin;
   std::mutex mutex;
   std::condition_variable wake;
@@ -109,10 +115,22 @@ struct ExpertService::Impl {
     return "loading: " + std::to_string(ready) + " of " + std::to_string(all) + " experts are ready";
   }
 
+  std::string Address() const { return options.advertise.empty() ? server->address() : options.advertise; }
+
+  // Without it routers use gRPC, so that a name that is taken is no reason to stop.
+  void OpenLocalDoor() {
+    if (options.local_transport == "off") return;
+    auto started = LocalServer::Start(Address(), shard, &pool);
+    if (started.ok())
+      local = std::move(*started);
+    else
+      log::Warn("no local socket; routers of this host will use gRPC", {{"why", ToString(started.status())}});
+  }
+
   void Attach() {
     control::MemberIdentity who = host->Identity();
     who.name = options.name;
-    who.address = options.advertise.empty() ? server->address() : options.advertise;
+    who.address = Address();
     who.admin = admin->address();
     ControlClientOptions control;
     control.controller = options.controller;
@@ -145,6 +163,7 @@ struct ExpertService::Impl {
       log::Info("drained", {{"all_answered", empty}});
     }
     controller.Detach();
+    local.reset();
     server.reset();
     admin.reset();
     host.reset();
@@ -164,6 +183,7 @@ absl::StatusOr<std::unique_ptr<ExpertService>> ExpertService::Start(const Expert
   RETURN_IF_ERROR(s->MakeHost());
   ASSIGN_OR_RETURN(s->server, GrpcFrameServer::Start(options.listen, options.io_threads, s->shard, &s->pool,
                                                      [s] { return s->Describe(); }));
+  s->OpenLocalDoor();
   ASSIGN_OR_RETURN(s->admin,
                    AdminServer::Start(options.service.admin, &s->metrics, [s] { return s->WhyNotReady(); }));
   if (options.controller.empty())
@@ -173,6 +193,7 @@ absl::StatusOr<std::unique_ptr<ExpertService>> ExpertService::Start(const Expert
   RETURN_IF_ERROR(WritePortFile(options.port_file, s->server->address(), s->admin->address()));
   log::Info("expert shard listens", {{"name", options.name},
                                      {"listen", s->server->address()},
+                                     {"local_socket", s->local != nullptr},
                                      {"admin", s->admin->address()},
                                      {"model", s->host->manifest().id},
                                      {"experts", s->host->manifest().experts.size()},

@@ -19,6 +19,7 @@ struct ExpertServiceOptions {
   std::string static_experts;  // "all": load everything, without a controller
   std::string model;
   std::string state_dir;
+  std::string local_transport = "auto";  // or "off"
   std::string port_file;
   std::string ops = "auto";
   NumericsFlags numerics = {};

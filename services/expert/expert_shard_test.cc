@@ -1,4 +1,4 @@
-// The shell with real threads, over both transports: right values, load, drain, broken streams.
+// The shell with real threads, over all transports: right values, load, drain, broken streams.
 #include "services/expert/expert_shard.h"
 
 #include <gtest/gtest.h>
@@ -6,9 +6,10 @@
 #include <random>
 
 #include "common/net/channel_fixture.h"
-#include "common/net/grpc_channel.h"
+#include "common/net/expert_dialer.h"
 #include "common/net/grpc_server.h"
 #include "common/net/inproc_channel.h"
+#include "common/net/local_server.h"
 #include "services/expert/shard_fixture.h"
 
 namespace consilium {
@@ -87,15 +88,33 @@ TEST(ExpertShard, AnswersRightlyOverGrpcOnBothLanesAtOnce) {
   HashShard hash(&pool);
   auto server = GrpcFrameServer::Start("127.0.0.1:0", 1, hash.shard.get(), &pool, nullptr);
   ASSERT_TRUE(server.ok()) << server.status();
-  GrpcIo io(1);
+  ExpertDialer dialer(false, &pool);
   RecordingSink decode_sink, bulk_sink;
-  GrpcChannel decode((*server)->address(), Lane::kDecode, CoreFixture::Hello(), &io, &pool, &decode_sink);
-  GrpcChannel bulk((*server)->address(), Lane::kBulk, CoreFixture::Hello(), &io, &pool, &bulk_sink);
+  const auto decode = dialer.Connect((*server)->address(), Lane::kDecode, CoreFixture::Hello(), &decode_sink);
+  const auto bulk = dialer.Connect((*server)->address(), Lane::kBulk, CoreFixture::Hello(), &bulk_sink);
   ASSERT_TRUE(decode_sink.WaitFor([](const auto& h) { return h.ups == 1; }));
   ASSERT_TRUE(bulk_sink.WaitFor([](const auto& h) { return h.ups == 1; }));
-  std::thread other([&] { SendAndCheck(&bulk, &bulk_sink, &pool, 2, 300); });
-  SendAndCheck(&decode, &decode_sink, &pool, 3, 300);
+  std::thread other([&] { SendAndCheck(bulk.get(), &bulk_sink, &pool, 2, 300); });
+  SendAndCheck(decode.get(), &decode_sink, &pool, 3, 300);
   other.join();
+}
+
+TEST(ExpertShard, AnswersRightlyOverBothDoorsAtOnce) {
+  BufferPool pool;
+  HashShard hash(&pool);
+  auto server = GrpcFrameServer::Start("127.0.0.1:0", 1, hash.shard.get(), &pool, nullptr);
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto local_server = LocalServer::Start((*server)->address(), hash.shard.get(), &pool);
+  ASSERT_TRUE(local_server.ok()) << local_server.status();
+  ExpertDialer near(true, &pool), far(false, &pool);
+  RecordingSink local_sink, grpc_sink;
+  const auto local = near.Connect((*server)->address(), Lane::kDecode, CoreFixture::Hello(), &local_sink);
+  const auto grpc = far.Connect((*server)->address(), Lane::kDecode, CoreFixture::Hello(), &grpc_sink);
+  std::thread other([&] { SendAndCheck(grpc.get(), &grpc_sink, &pool, 6, 300); });
+  SendAndCheck(local.get(), &local_sink, &pool, 7, 300);
+  other.join();
+  EXPECT_STREQ(local->transport(), "local");
+  EXPECT_STREQ(grpc->transport(), "grpc");
 }
 
 TEST(ExpertShard, FramesOfSeveralRoutersMeetInOneJob) {
@@ -165,16 +184,16 @@ TEST(ExpertShard, ACorruptFrameOverGrpcClosesTheStreamAndItComesBack) {
   HashShard hash(&pool);
   auto server = GrpcFrameServer::Start("127.0.0.1:0", 1, hash.shard.get(), &pool, nullptr);
   ASSERT_TRUE(server.ok());
-  GrpcIo io(1);
+  ExpertDialer dialer(false, &pool);
   RecordingSink sink;
-  GrpcChannel channel((*server)->address(), Lane::kDecode, CoreFixture::Hello(), &io, &pool, &sink);
+  const auto channel = dialer.Connect((*server)->address(), Lane::kDecode, CoreFixture::Hello(), &sink);
   ASSERT_TRUE(sink.WaitFor([](const auto& h) { return h.ups == 1; }));
   const auto body = CoreFixture::BodyIn(&pool, 1, {{5, {2}}});
   body->buffer().data()[frame::kHeaderBytes] ^= std::byte{1};  // a table byte: the sum does not fit
-  ASSERT_TRUE(channel.Send(CallId{1}, body, CallOptions{Epoch{}, 60'000'000, 0}).ok());
+  ASSERT_TRUE(channel->Send(CallId{1}, body, CallOptions{Epoch{}, 60'000'000, 0}).ok());
   ASSERT_TRUE(sink.WaitFor([](const auto& h) { return h.ups == 2; }));
   EXPECT_EQ(sink.heard().down.code(), absl::StatusCode::kDataLoss);
-  SendAndCheck(&channel, &sink, &pool, 4, 20);
+  SendAndCheck(channel.get(), &sink, &pool, 4, 20);
 }
 
 TEST(ExpertShard, MetricsCountCallsRowsAndJobs) {

@@ -8,7 +8,8 @@ Questions, formulas, bounds (figures: docs/benchmarks):
           The attention worker's KV pages (--kv-mb, here 16) are within the 100 MB.
   time    from exec to /readyz, with the files' pages dropped from the page cache before each start (cold) and not (warm).
           Bound: bytes / disk bandwidth + 1 s; bandwidth: preads of the same cold files by as many threads as there are cores,
-          once a round. The first start hashes the whole model to make its manifest; later ones find it in the state folder.
+          once a round. A first start without `consilium import` hashes the whole model to make its manifest; later ones find it.
+          `consilium import` of cold files: the same bound, over all bytes.
           Medians of the rounds.
 
   python3 tests/bench/memory_bench.py [--gb 3] [--format bf16|fp8|int4] [--rounds 3] [--folder DIR]
@@ -188,6 +189,14 @@ class Bench:
         service.stop()
         return seconds
 
+    def import_seconds(self):
+        shutil.rmtree(self.state / "manifests", ignore_errors=True)
+        drop_pages(self.folder)
+        begin = time.perf_counter()
+        subprocess.run([str(cluster.BIN / "consilium"), "import", str(self.folder), "--state-dir", str(self.state)],
+                       check=True, capture_output=True)
+        return time.perf_counter() - begin
+
     def run(self, rounds):
         print(f"{self.routed / 1e6:.0f} MB of routed experts, {self.other / 1e6:.0f} MB of all else; {os.cpu_count()} cores; "
               f"flags: {' '.join(self.flags) or 'none'}")
@@ -200,6 +209,7 @@ class Bench:
                 times.setdefault((program, cold, manifest), []).append(self.seconds(program, flags, cold, manifest))
 
         for _ in range(rounds):
+            times.setdefault(("consilium import", True, False), []).append(self.import_seconds())
             time_all(EXPERT, self.shard_flags)
         shard = Service(self.state, EXPERT, *self.shard_flags)  # attention is ready when some shard has the experts
         shard.ready()

@@ -3,7 +3,8 @@
 
 Questions, formulas, bounds (figures: docs/benchmarks):
   split tax         tokens/s of `consilium up` with 3 shards / tokens/s of `consilium up --inprocess`, at 1, 4 and 16 streams,
-                    rounds of both in turn, median of the ratios. Bound: >= 0.5 at 16 streams on two cores.
+                    with local sockets between workers and shards (auto) and with gRPC (off), rounds of all in turn, median of
+                    the ratios. Bound: >= 0.5 at 16 streams on two cores, by either.
   gateway overhead  client's mean latency of one-token requests - the attention worker's own mean (submission to end, its
                     histogram), over the same requests: HTTP, JSON, tokenizer, one gRPC session each way. Bound: <= 1 ms.
   scaling           tokens/s of 16 streams / of one stream. Bound: >= 2.
@@ -82,23 +83,25 @@ def main():
     args = parser.parse_args()
     rounds = []
     overhead = []
-    with Cluster() as split, Cluster(inprocess=True) as whole:
+    with Cluster() as split, Cluster("--local-transport", "off") as remote, Cluster(inprocess=True) as whole:
         for i in range(args.rounds + 1):  # the first warms up
-            pair = {"processes": tokens_per_second(split, args.requests),
-                    "inprocess": tokens_per_second(whole, args.requests)}
+            figures = {"local": tokens_per_second(split, args.requests),
+                       "grpc": tokens_per_second(remote, args.requests),
+                       "inprocess": tokens_per_second(whole, args.requests)}
             if i > 0:
-                rounds.append(pair)
+                rounds.append(figures)
         overhead = [gateway_overhead(split, 300) for _ in range(args.rounds)]
 
     def median(kind, streams):
         return statistics.median(r[kind][streams] for r in rounds)
 
-    print(f"| streams | processes tok/s | one process tok/s | split tax (median of {args.rounds} ratios) |\n|---|---|---|---|")
+    print(f"Medians of {args.rounds} rounds.\n\n| streams | local sockets tok/s | gRPC tok/s | one process tok/s | "
+          "split tax, local | split tax, gRPC |\n|---|---|---|---|---|---|")
     for n in STREAMS:
-        ratio = statistics.median(r["processes"][n] / r["inprocess"][n] for r in rounds)
-        print(f"| {n} | {median('processes', n):.0f} | {median('inprocess', n):.0f} | {ratio:.2f} |")
-    print(f"\n16 streams / 1 stream: {median('processes', 16) / median('processes', 1):.2f} (processes), "
-          f"{median('inprocess', 16) / median('inprocess', 1):.2f} (one process)")
+        taxes = [statistics.median(r[kind][n] / r["inprocess"][n] for r in rounds) for kind in ("local", "grpc")]
+        print(f"| {n} | {median('local', n):.0f} | {median('grpc', n):.0f} | {median('inprocess', n):.0f} | "
+              f"{taxes[0]:.2f} | {taxes[1]:.2f} |")
+    print("\n16 streams / 1 stream: " + ", ".join(f"{median(kind, 16) / median(kind, 1):.2f} ({kind})" for kind in rounds[0]))
     print(f"gateway overhead of a one-token request: {statistics.median(o[0] for o in overhead):.0f} us of "
           f"{statistics.median(o[1] for o in overhead):.0f} us in all (median of {args.rounds} runs of 300)")
     if args.json:

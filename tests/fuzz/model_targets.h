@@ -23,7 +23,8 @@ inline std::span<const std::byte> FuzzBytes(const uint8_t* data, size_t size) {
 // Ranges must lie in the file, whatever the header says.
 inline void CheckRanges(const std::vector<TensorInfo>& tensors, uint64_t file_size) {
   for (const TensorInfo& t : tensors) {
-    CHECK(t.range.offset <= file_size && t.range.length <= file_size - t.range.offset);
+    for (const ByteRange& range : t.ranges())
+      CHECK(range.offset <= file_size && range.length <= file_size - range.offset);
     CHECK(t.range.length == 0 || t.elements() > 0);
   }
 }
@@ -41,9 +42,11 @@ inline void FuzzSafetensors(const uint8_t* data, size_t size) {
   CHECK(end == size);
   QuantConfig config;
   for (const QuantConfig::Method method :
-       {QuantConfig::Method::kFp8, QuantConfig::Method::kPackedInt4, QuantConfig::Method::kCompressedFp8,
-        QuantConfig::Method::kMxfp4}) {
+       {QuantConfig::Method::kFp8, QuantConfig::Method::kPacked, QuantConfig::Method::kCompressedFp8,
+        QuantConfig::Method::kMxfp4, QuantConfig::Method::kInt8, QuantConfig::Method::kGptq,
+        QuantConfig::Method::kAwq}) {
     config.method = method;
+    config.symmetric = method != QuantConfig::Method::kAwq;
     config.block_rows = config.block_columns = 128;
     config.group = 32;
     std::vector<TensorInfo> copy = *tensors;

@@ -54,7 +54,11 @@ class Oracle {
       std::vector<Vec> h;
       for (const Vec& row : x) h.push_back(Norm(row, "input_norm", spec_.norm_eps));
       const bool convolves = spec_.layers[layer].mixer == Mixer::kShortConv;
-      const std::vector<Vec> a = convolves ? ShortConv(h) : spec_.mla_attention ? Mla(h) : Gqa(h);
+      const bool recurs = spec_.layers[layer].mixer == Mixer::kDeltaNet;
+      const std::vector<Vec> a = convolves             ? ShortConv(h)
+                                 : recurs              ? DeltaNet(h)
+                                 : spec_.mla_attention ? Mla(h)
+                                                       : Gqa(h);
       for (size_t t = 0; t < x.size(); ++t) {
         Add(&x[t], Read("o").Times(a[t].data()), 1);
         if (convolves && spec_.short_conv.bias) Add(&x[t], Read("o_bias").values, 1);
@@ -102,9 +106,11 @@ class Oracle {
     const double mean =
         std::inner_product(x.begin(), x.end(), x.begin(), 0.0) / static_cast<double>(x.size());
     const Vec& w = Read(weight).values;
-    for (size_t i = 0; i < x.size(); ++i) x[i] *= w[i] / std::sqrt(mean + eps);
+    const double one = spec_.norm_plus_one && weight != "delta_norm" ? 1 : 0;
+    for (size_t i = 0; i < x.size(); ++i) x[i] *= (one + w[i]) / std::sqrt(mean + eps);
     return x;
   }
+  static double Sigmoid(double v) { return 1 / (1 + std::exp(-v)); }
   double Activated(double v) const {
     if (spec_.activation == kernels::Activation::kSilu) return v / (1 + std::exp(-v));
     return 0.5 * v * (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (v + 0.044715 * v * v * v)));
@@ -123,7 +129,7 @@ class Oracle {
     const auto& g = spec_.gate;
     Vec score = Read("gate").Times(x.data());
     if (g.score == kernels::GateSpec::Score::kSigmoid) {
-      for (double& s : score) s = 1 / (1 + std::exp(-s));
+      for (double& s : score) s = Sigmoid(s);
     } else {
       double sum = 0;
       for (double s : score) sum += std::exp(s);
@@ -160,7 +166,8 @@ class Oracle {
       Add(&y, Gated(parts[0], parts[1], parts[2], x),
           score[order[i]] / (g.renormalize ? sum + g.renormalize_epsilon : 1) * g.scale);
     }
-    if (spec_.layers[layer].shared_inter > 0) Add(&y, Mlp("shared", x), 1);
+    const double shared = spec_.shared_gate ? Sigmoid(Read("shared_gate").Times(x.data())[0]) : 1;
+    if (spec_.layers[layer].shared_inter > 0) Add(&y, Mlp("shared", x), shared);
     return y;
   }
 
@@ -208,11 +215,15 @@ class Oracle {
         Rope(keys[t].data(), t);
       }
       for (size_t t = 0; t < h.size(); ++t) {
-        Vec q = Slice(Read("q").Times(h[t].data()), head * g.head_dim, g.head_dim);
+        const Vec both = Read("q").Times(h[t].data());
+        const size_t step = g.out_gate ? 2 * g.head_dim : g.head_dim;
+        Vec q = Slice(both, head * step, g.head_dim);
         if (g.qk_norm == QkNorm::kHead) q = Norm(q, "q_norm", spec_.norm_eps);
         Rope(q.data(), t);
-        const Vec y = Attend(q, keys, values, t, spec_.layers[layer_].window,
-                             1 / std::sqrt(static_cast<double>(g.head_dim)));
+        Vec y = Attend(q, keys, values, t, spec_.layers[layer_].window,
+                       1 / std::sqrt(static_cast<double>(g.head_dim)));
+        for (size_t i = 0; g.out_gate && i < y.size(); ++i)
+          y[i] *= Sigmoid(both[head * step + g.head_dim + i]);
         out[t].insert(out[t].end(), y.begin(), y.end());
       }
     }
@@ -232,6 +243,62 @@ class Oracle {
         for (size_t back = 0; back < taps && back <= t; ++back)
           sum += weights.values[(i + 1) * taps - 1 - back] * in[t - back][i] * in[t - back][2 * width + i];
         out[t][i] = in[t][width + i] * sum;
+      }
+    }
+    return out;
+  }
+
+  static double Silu(double v) { return v * Sigmoid(v); }
+  static void Unit(double* x, size_t n, double length) {
+    const double sum = std::inner_product(x, x + n, x, 1e-6);
+    for (size_t i = 0; i < n; ++i) x[i] *= length / std::sqrt(sum);
+  }
+
+  // Head by head, each from its first token on.
+  std::vector<Vec> DeltaNet(const std::vector<Vec>& h) {
+    const DeltaNetSpec& d = spec_.delta_net;
+    const size_t group = d.v_heads / d.k_heads, block = 2 * d.k_dim + 2 * group * d.v_dim;
+    const Matrix& weights = Read("conv");  // [lanes, taps]
+    std::vector<Vec> in, gates, out(h.size());
+    for (const Vec& row : h) {
+      in.push_back(Read("delta_in").Times(row.data()));
+      gates.push_back(Read("delta_gates").Times(row.data()));
+    }
+    // Lane `i` of `lanes` from `lane` on in the convolution's order, `at` in the projection's.
+    const auto mixed = [&](size_t t, size_t lane, size_t at, size_t lanes) {
+      Vec x(lanes);
+      for (size_t i = 0; i < lanes; ++i) {
+        for (size_t back = 0; back < d.taps && back <= t; ++back)
+          x[i] += weights.values[(lane + i + 1) * d.taps - 1 - back] * in[t - back][at + i];
+        x[i] = Silu(x[i]);
+      }
+      return x;
+    };
+    for (size_t head = 0; head < d.v_heads; ++head) {
+      const size_t key = head / group, j = head % group, value = 2 * d.k_dim + j * d.v_dim;
+      std::vector<Vec> state(d.k_dim, Vec(d.v_dim));
+      for (size_t t = 0; t < h.size(); ++t) {
+        Vec q = mixed(t, key * d.k_dim, key * block, d.k_dim);
+        Vec k = mixed(t, (d.k_heads + key) * d.k_dim, key * block + d.k_dim, d.k_dim);
+        const Vec v =
+            mixed(t, size_t{2} * d.k_heads * d.k_dim + head * d.v_dim, key * block + value, d.v_dim);
+        Unit(q.data(), q.size(), 1 / std::sqrt(static_cast<double>(d.k_dim)));
+        Unit(k.data(), k.size(), 1);
+        const double* ba = &gates[t][2 * key * group];
+        const double step = std::log1p(std::exp(ba[group + j] + Read("dt_bias").values[head]));
+        const double decay = std::exp(-std::exp(Read("a_log").values[head]) * step), beta = Sigmoid(ba[j]);
+        Vec wrong = v, y(d.v_dim);
+        for (size_t i = 0; i < d.k_dim; ++i) {
+          for (double& s : state[i]) s *= decay;
+          Add(&wrong, state[i], -k[i]);
+        }
+        for (size_t i = 0; i < d.k_dim; ++i) {
+          Add(&state[i], wrong, beta * k[i]);
+          Add(&y, state[i], q[i]);
+        }
+        y = Norm(y, "delta_norm", spec_.norm_eps);
+        for (size_t i = 0; i < d.v_dim; ++i) y[i] *= Silu(in[t][key * block + value + group * d.v_dim + i]);
+        out[t].insert(out[t].end(), y.begin(), y.end());
       }
     }
     return out;

@@ -138,23 +138,32 @@ TEST_P(Exactness, OverlappingFlightsChangeNothing) {
                All(*d, b, other.size()), "the other flight");
 }
 
-// A page that goes to another backend carries all that later tokens need.
+// Pages, and the state after them, that go to another backend carry all that later tokens need.
 TEST_P(Exactness, ExportedBlocksContinueElsewhere) {
   const auto from = Open(), to = Open();
   const uint32_t a = from->AddSequence(kTokens), b = to->AddSequence(kTokens);
-  ASSERT_TRUE(from->Prefill(a, tokens_, kTokens).ok());
+  const std::span<const TokenId> all(tokens_);
+  ASSERT_TRUE(from->Prefill(a, all.first(64), 64).ok());
   ASSERT_TRUE(to->Prefill(b, Tokens(9, 64), 64).ok());  // reserves blocks and fills them with something else
   for (size_t i = 0; i < 4; ++i) {
     std::vector<std::byte> bytes;
     ASSERT_TRUE(from->layers().ExportBlock(from->blocks(a)[i], &bytes).ok());
     ASSERT_TRUE(to->layers().ImportBlock(to->blocks(b)[i], bytes).ok());
   }
-  ASSERT_TRUE(to->Step({Feed{b, {tokens_.begin() + 64, tokens_.end()}, true}}).ok());
+  if (from->state(a)) {
+    std::vector<std::byte> bytes;
+    ASSERT_TRUE(from->layers().ExportState(*from->state(a), &bytes).ok());
+    ASSERT_TRUE(to->layers().ImportState(*to->state(b), bytes).ok());
+  }
+  for (LocalDecoder* d : {from.get(), to.get()})
+    ASSERT_TRUE(d->Step({Feed{d == from.get() ? a : b, {tokens_.begin() + 64, tokens_.end()}, true}}).ok());
   for (Position p = 64; p < kTokens; ++p)
     ExpectSameAs(from->logits(a, p), to->logits(b, p), "position " + std::to_string(p));
   EXPECT_FALSE(to->layers().ImportBlock(KvBlockId(0), std::span<const std::byte>()).ok());
   std::vector<std::byte> none;
   EXPECT_FALSE(to->layers().ExportBlock(KvBlockId(9999), &none).ok());
+  EXPECT_FALSE(to->layers().ImportState(StateId(0), std::span<const std::byte>()).ok());
+  EXPECT_FALSE(to->layers().ExportState(StateId(9999), &none).ok());
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Exactness, ::testing::ValuesIn(ExactCases()),

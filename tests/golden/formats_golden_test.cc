@@ -1,8 +1,10 @@
 // Every storage format against its golden file (tests/golden/README.md), in class f32: logits, hidden states,
 // router choices, greedy continuations. GGUF folders hold nothing but the file: configuration comes from its
 // metadata.
+#include <span>
+
 #include "common/model/model_spec.h"
-#include "tests/golden/gguf_pairs.h"
+#include "tests/golden/golden_pairs.h"
 #include "tests/golden/verdicts.h"
 
 namespace consilium {
@@ -45,19 +47,36 @@ TEST_P(Format, GreedyContinuationsAreTokenEqual) {
   Expect(Kind::kLogprobs, 3);
 }
 
-constexpr Case kStorage[] = {{"deepseek_v3_fp8"},        {"kimi_k2_int4"},        {"gpt_oss_mxfp4"},
-                             {"qwen3_moe_fused"},        {"gguf_deepseek2_bf16"}, {"gguf_gpt_oss_mxfp4"},
-                             {"gguf_mixtral_q8_0"},      {"gguf_mixtral_q4_1"},   {"gguf_mixtral_q5_0"},
-                             {"gguf_mixtral_q5_1"},      {"gguf_qwen3moe_q5_k"},  {"gguf_olmoe_q4_0"},
-                             {"gguf_qwen3moe_q4_k_q6_k"}};
-std::vector<Case> Architectures() {
+constexpr Case kStorage[] = {{"deepseek_v3_fp8"},
+                             {"kimi_k2_int4"},
+                             {"gpt_oss_mxfp4"},
+                             {"qwen3_moe_fused"},
+                             {"gguf_deepseek2_bf16"},
+                             {"gguf_gpt_oss_mxfp4"},
+                             {"gguf_mixtral_q8_0"},
+                             {"gguf_mixtral_q4_1"},
+                             {"gguf_mixtral_q5_0"},
+                             {"gguf_mixtral_q5_1"},
+                             {"gguf_qwen3moe_q5_k"},
+                             {"gguf_olmoe_q4_0"},
+                             {"gguf_qwen3moe_q4_k_q6_k"},
+                             {"gguf_qwen3moe_q2_k_iq4"},
+                             {"qwen3_moe_gptq"},
+                             {"mixtral_gptq"},
+                             {"mixtral_w8a8"},
+                             {"qwen3_moe_fp8_dynamic"},
+                             {"mixtral_fp8"},
+                             {"mixtral_mxfp4"},
+                             {"mixtral_mixed"}};
+std::vector<Case> CasesOf(std::span<const GoldenPair> pairs) {
   std::vector<Case> cases;
-  for (const GgufPair& pair : kGgufPairs) cases.push_back({pair.gguf, pair.folder});
+  for (const GoldenPair& pair : pairs) cases.push_back({pair.folder, pair.golden});
   return cases;
 }
 std::string NameOf(const ::testing::TestParamInfo<Case>& info) { return info.param.folder; }
 INSTANTIATE_TEST_SUITE_P(Storage, Format, ::testing::ValuesIn(kStorage), NameOf);
-INSTANTIATE_TEST_SUITE_P(GgufArchitectures, Format, ::testing::ValuesIn(Architectures()), NameOf);
+INSTANTIATE_TEST_SUITE_P(SameIntegers, Format, ::testing::ValuesIn(CasesOf(kQuantPairs)), NameOf);
+INSTANTIATE_TEST_SUITE_P(GgufArchitectures, Format, ::testing::ValuesIn(CasesOf(kGgufPairs)), NameOf);
 
 // Llama-4's chunks and temperature steps are constants of llama.cpp in GGUF, other ones than in the bf16
 // folder: so llama.cpp's own logits are the truth (gguf_llamacpp.py), of outputs only.

@@ -1,5 +1,6 @@
 """Golden outputs of a GGUF model of architecture llama (with experts) or qwen3moe: the gguf package's dequantisation and
 a forward pass in double, whole sequences at once, in llama.cpp's order of rotary lanes. Shares nothing with the engine.
+make_quantised.py gives it dequantised weights of Mixtral and Qwen3-MoE folders, in the order of the hub.
 
     python tests/golden/gguf_oracle.py FOLDER    # compares with FOLDER/golden.safetensors, to judge this file
 """
@@ -31,11 +32,21 @@ def write_safetensors(path, tensors):
 class Oracle:
     def __init__(self, file, dtype=np.float64):
         read = gguf.GGUFReader(file)
-        self.meta = {k: f.contents() for k, f in read.fields.items() if len(f.types) == 1}
+        self.take(
+            {k: f.contents() for k, f in read.fields.items() if len(f.types) == 1},
+            {t.name: gguf.quants.dequantize(t.data, t.tensor_type).astype(dtype) for t in read.tensors}, dtype)  # fmt: skip
+
+    @classmethod
+    def of(cls, meta, weights, dtype):
+        """Metadata and names as a GGUF file has them; an architecture of the hub's name has the hub's rotary lanes."""
+        self = cls.__new__(cls)
+        self.take(meta, weights, dtype)
+        return self
+
+    def take(self, meta, weights, dtype):
+        self.meta, self.w, self.dtype = meta, weights, dtype
         self.arch = self.meta["general.architecture"]
-        assert self.arch in ("llama", "qwen3moe"), self.arch
-        self.dtype = dtype
-        self.w = {t.name: gguf.quants.dequantize(t.data, t.tensor_type).astype(dtype) for t in read.tensors}
+        assert self.arch in ("llama", "qwen3moe", "mixtral", "qwen3_moe"), self.arch
         self.layers, self.heads, self.kv = self["block_count"], self["attention.head_count"], self["attention.head_count_kv"]
         self.dim, self.top = self["attention.key_length"], self["expert_used_count"]
         self.eps = dtype(self["attention.layer_norm_rms_epsilon"])
@@ -61,7 +72,7 @@ class Oracle:
         q = (x @ self.w[p + "attn_q.weight"].T).reshape(n, self.heads, self.dim)
         k = (x @ self.w[p + "attn_k.weight"].T).reshape(n, self.kv, self.dim)
         v = (x @ self.w[p + "attn_v.weight"].T).reshape(n, self.kv, self.dim)
-        if self.arch == "qwen3moe":
+        if self.arch in ("qwen3moe", "qwen3_moe"):
             q, k = self.norm(q, p + "attn_q_norm.weight"), self.norm(k, p + "attn_k_norm.weight")
         q, k = self.rotate(q), self.rotate(k)
         k, v = (np.repeat(t, self.heads // self.kv, axis=1) for t in (k, v))
@@ -143,9 +154,16 @@ def choose_prompts(oracle):
     raise ValueError("no prompts without near ties; choose other weights")
 
 
-def write_golden(folder):
-    prompts, exact, gap, seed = choose_prompts(Oracle(folder / "model.gguf"))
-    single, _ = compute(Oracle(folder / "model.gguf", np.float32), prompts)
+def write_golden(folder, make=None):
+    make = make or (lambda dtype: Oracle(folder / "model.gguf", dtype))
+    prompts, exact, gap, seed = choose_prompts(make(np.float64))
+    single, _ = compute(make(np.float32), prompts)
+    write_floor(folder, exact, single, {"oracle": "gguf_oracle.py", "gguf": "0.19.0", "prompt_seed": seed,
+                                        "smallest_gap": float(gap)})  # fmt: skip
+
+
+def write_floor(folder, exact, single, facts):
+    """The golden file and what is known of it; `single` is `exact` in the other precision."""
     floor = {k: max(float(abs(exact[f"prompt.{p}.{k}"] - single[f"prompt.{p}.{k}"]).max()) for p in at)
              for k, at in (("logits", range(3)), ("hidden", (1,)))}  # fmt: skip
     write_safetensors(folder / "golden.safetensors", exact)
@@ -153,8 +171,7 @@ def write_golden(folder):
     tolerance |= {"logprobs": max(1e-4, 20 * floor["logits"]), "router_weights": 1e-4, "router_ids": "exact",
                   "greedy_ids": "exact"}  # fmt: skip
     (folder / "golden.json").write_text(json.dumps({
-        "name": folder.name, "oracle": "gguf_oracle.py", "gguf": "0.19.0", "prompt_seed": seed,
-        "noise_floor": {k + "_fp32_vs_fp64": v for k, v in floor.items()}, "smallest_gap": float(gap),
+        "name": folder.name, **facts, "noise_floor": {k + "_fp32_vs_fp64": v for k, v in floor.items()},
         "tolerance": tolerance}, indent=2) + "\n")  # fmt: skip
 
 

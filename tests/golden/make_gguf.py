@@ -7,7 +7,7 @@
 Three kinds:
   - architectures: the weights of a reference folder, as they are, under the names, metadata and orders of rows that
     llama.cpp's converter gives them. The folder's own golden.safetensors holds for the file.
-  - storage types: one checkpoint quantised by the gguf package (Q5_K, which it cannot write, by quantise_q5_k). The
+  - storage types: one checkpoint quantised by the gguf package, or, where it can only read a type, by quantise.py. The
     golden comes from gguf_oracle.py: the package's dequantisation and a forward pass in double.
   - "blocks": common/model/testdata/gguf_blocks.json.
 """
@@ -20,6 +20,8 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+
+import quantise
 
 HERE = Path(__file__).resolve().parent
 F32, F16, BF16 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16
@@ -238,6 +240,17 @@ def grok(w, m):
     w.add_logit_scale(m.get("output_multiplier_scale"))
 
 
+def lfm2moe(w, m):
+    w.add_vocab_size(m.get("vocab_size"))
+    kv = m.get("num_key_value_heads")
+    w.add_head_count_kv([kv if kind == "full_attention" else 0 for kind in m.get("layer_types")])
+    w.add_layer_norm_rms_eps(m.get("norm_eps"))
+    w.add_shortconv_l_cache(m.get("conv_L_cache"))
+    w.add_leading_dense_block_count(m.get("num_dense_layers"))
+    w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    write_moe_width(w, m)
+
+
 def write_dbrx(w, m):
     attention, ffn = m.get("attn_config"), m.get("ffn_config")
     w.add_block_count(m.get("n_layers"))
@@ -311,6 +324,14 @@ def llama4_tensors(m, name, data):
         yield name, data
 
 
+def lfm2_tensors(m, name, data):
+    if name.endswith("conv.conv.weight"):
+        data = data[:, 0]
+    if ".experts." in name:
+        name = name.removeprefix("model.")
+    yield name + (".bias" if name.endswith("expert_bias") else ""), data
+
+
 def dbrx_tensors(m, name, data):
     if ".experts.mlp." in name:
         data = data.reshape(m.get("ffn_config")["moe_num_experts"], -1, data.shape[-1])
@@ -356,8 +377,8 @@ def stored_type(name, data, wanted):
 
 def add_tensor(w, name, data, kind):
     data = np.ascontiguousarray(data, dtype=np.float32)
-    if kind == gguf.GGMLQuantizationType.Q5_K:
-        raw = quantise_q5_k(data)
+    if kind in quantise.BY_TYPE:
+        raw = quantise.BY_TYPE[kind](data)
     else:
         raw = data if kind == F32 else gguf.quants.quantize(data, kind)
     w.add_tensor(name, raw, raw_dtype=kind)
@@ -416,36 +437,11 @@ ARCHITECTURES = {
     "gguf_dbrx": ("dbrx", ARCH.DBRX, lambda w, m: None, dbrx_tensors, write_dbrx),
     "gguf_llama4": ("llama4", ARCH.LLAMA4, llama4, llama4_tensors, write_common),
     "gguf_grok": ("grok1", ARCH.GROK, grok, grok_tensors, write_common),
+    "gguf_lfm2moe": ("lfm2_moe", ARCH.LFM2MOE, lfm2moe, lfm2_tensors, write_common),
 }  # fmt: skip
 
 
 # ---- storage types
-
-
-def quantise_q5_k(data):
-    """Valid Q5_K blocks near `data`; the exact choice of scales does not matter."""
-    rows = data.reshape(-1, 8, 32).astype(np.float32)  # 8 sub-blocks a block: w = d * sc * q - dmin * m
-    low = np.minimum(rows.min(axis=2), 0)
-    step = (rows.max(axis=2) - low) / 31
-    d = np.maximum(step.max(axis=1), 1e-8).astype(np.float32) / 63
-    dmin = np.maximum((-low).max(axis=1), 1e-8).astype(np.float32) / 63
-    d, dmin = d.astype(np.float16), dmin.astype(np.float16)
-    sc = np.clip(np.rint(step / d.astype(np.float32)[:, None]), 0, 63).astype(np.uint8)
-    m = np.clip(np.rint(-low / dmin.astype(np.float32)[:, None]), 0, 63).astype(np.uint8)
-    scale = (d.astype(np.float32)[:, None] * sc)[:, :, None]
-    offset = (dmin.astype(np.float32)[:, None] * m)[:, :, None]
-    q = np.clip(np.rint((rows + offset) / np.where(scale == 0, 1, scale)), 0, 31).astype(np.uint8)
-    scales = np.zeros((len(rows), 12), np.uint8)  # 6 bits each: the first four plain, the others in two parts
-    scales[:, 0:4] = sc[:, :4] | (sc[:, 4:] >> 4 << 6)
-    scales[:, 4:8] = m[:, :4] | (m[:, 4:] >> 4 << 6)
-    scales[:, 8:12] = (sc[:, 4:] & 15) | (m[:, 4:] & 15) << 4
-    high = np.zeros((len(rows), 32), np.uint8)
-    for j in range(8):
-        high |= (q[:, j] >> 4) << j
-    quants = (q[:, 0::2] & 15) | (q[:, 1::2] & 15) << 4  # [blocks, 4, 32]
-    blocks = np.concatenate([d[:, None].view(np.uint8), dmin[:, None].view(np.uint8), scales, high,
-                             quants.reshape(len(rows), 128)], axis=1)  # fmt: skip
-    return blocks.reshape(*data.shape[:-1], -1)
 
 
 def make_type(name):
@@ -464,29 +460,41 @@ def make_type(name):
         w.add_key_value(key, value, field.types[0], field.types[-1] if len(field.types) > 1 else None)
     for tensor in read.tensors:
         data = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        add_tensor(w, tensor.name, data, stored_type(tensor.name, data, kind))
+        wanted = kind(tensor.name) if callable(kind) else kind
+        add_tensor(w, tensor.name, data, stored_type(tensor.name, data, wanted))
     finish(w)
     shutil.copy(HERE / source / "generation_config.json", out)
     gguf_oracle.write_golden(out)
 
 
 Q = gguf.GGMLQuantizationType
+
+
+def low_bits(name):
+    """A mix of the small types."""
+    kinds = {"ffn_gate_exps": Q.Q2_K, "ffn_up_exps": Q.Q3_K, "attn_output": Q.IQ4_NL, "attn_q": Q.Q3_K, "attn_v": Q.Q2_K}
+    return next((kind for part, kind in kinds.items() if part in name), Q.IQ4_XS)
+
+
 TYPES = {
     "gguf_mixtral_q4_1": ("gguf_mixtral_q8_0", Q.Q4_1),
     "gguf_mixtral_q5_0": ("gguf_mixtral_q8_0", Q.Q5_0),
     "gguf_mixtral_q5_1": ("gguf_mixtral_q8_0", Q.Q5_1),
     "gguf_qwen3moe_q5_k": ("gguf_qwen3moe_q4_k_q6_k", Q.Q5_K),
+    "gguf_qwen3moe_q2_k_iq4": ("gguf_qwen3moe_q4_k_q6_k", low_bits),
 }
 
 
 def make_blocks():
     """Random blocks of every quantised type and what the package reads in them: common/model/gguf_blocks_test.cc."""
     random, out = np.random.default_rng(1), {}
-    for kind in (Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q8_0, Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.MXFP4):
+    kinds = (Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q8_0, Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.MXFP4, Q.Q2_K, Q.Q3_K, Q.IQ4_NL, Q.IQ4_XS)
+    for kind in kinds:
         elements, size = gguf.GGML_QUANT_SIZES[kind]
         raw = random.integers(0, 256, (3, size), dtype=np.uint8)
         # The scales must be finite: f16 numbers of both signs, or an exponent around 1.
-        halves = {Q.Q4_1: (0, 2), Q.Q5_1: (0, 2), Q.Q4_K: (0, 2), Q.Q5_K: (0, 2), Q.Q6_K: (208,), Q.MXFP4: ()}
+        halves = {Q.Q4_1: (0, 2), Q.Q5_1: (0, 2), Q.Q4_K: (0, 2), Q.Q5_K: (0, 2), Q.Q6_K: (208,), Q.MXFP4: (),
+                  Q.Q2_K: (80, 82), Q.Q3_K: (108,)}  # fmt: skip
         for at in halves.get(kind, (0,)):
             raw[:, at : at + 2] = random.normal(0, 0.1, 3).astype("<f2").reshape(3, 1).view(np.uint8)
         if kind == Q.MXFP4:

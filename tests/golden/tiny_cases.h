@@ -67,19 +67,31 @@ inline std::vector<Case> TinyCases() {
              c->family = TinyConfig::Family::kLfm2Moe;
              c->hidden = 40, c->kv_heads = 2, c->taps = 35, c->dense_layers = 0, c->tied = true;
            }),
+      Tiny("delta_net", [](TinyConfig* c) { c->family = TinyConfig::Family::kQwen3Next; }),
+      // Heads that fill no panel, a convolution over more than a page.
+      Tiny("delta_net_odd",
+           [](TinyConfig* c) {
+             c->family = TinyConfig::Family::kQwen3Next;
+             c->dtype = DType::kF32;
+             c->hidden = 37, c->heads = 3, c->head_dim = 12, c->taps = 19;
+             c->delta_k_heads = 3, c->delta_v_heads = 9, c->delta_k_dim = 5, c->delta_v_dim = 21;
+             c->experts = 7, c->top_k = 3, c->expert_inter = 13, c->tied = true;
+           }),
   };
 }
 
 // The same, one golden folder for each attention and gate kind, and class i8g32 in each integer format.
 inline std::vector<Case> ExactCases() {
   std::vector<Case> cases = TinyCases();
-  for (const char* folder : {"dbrx", "deepseek_v2", "ernie4_5_moe", "glm4_moe", "gpt_oss", "granitemoeshared",
-                             "grok1", "hunyuan_v1_moe", "lfm2_moe", "llama4", "minimax_m2", "mistral4",
-                             "olmoe", "phimoe", "qwen2_moe", "qwen3_moe_fused"}) {
+  for (const char* folder :
+       {"dbrx", "deepseek_v2", "deepseek_v3_bias_gelu", "ernie4_5_moe", "glm4_moe", "gpt_oss",
+        "granitemoeshared", "grok1", "hunyuan_v1_moe", "lfm2_moe", "llama4", "minimax_m2", "mistral4",
+        "olmoe", "phimoe", "qwen2_moe", "qwen3_moe_fused", "qwen3_next"}) {
     cases.push_back({folder, {}, false, folder});
   }
   for (const char* folder :
-       {"gguf_mixtral_q8_0", "gguf_olmoe_q4_0", "gguf_qwen3moe_q4_k_q6_k", "kimi_k2_int4", "gpt_oss_mxfp4"}) {
+       {"gguf_mixtral_q8_0", "gguf_olmoe_q4_0", "gguf_qwen3moe_q4_k_q6_k", "gguf_qwen3moe_q2_k_iq4",
+        "kimi_k2_int4", "gpt_oss_mxfp4", "qwen3_moe_awq", "mixtral_w8a8"}) {
     cases.push_back({folder, {}, false, folder, {"i8g32", "stored"}});
   }
   cases.push_back({"demo_int8", {}, true, nullptr, {"auto", "int8"}});

@@ -1,4 +1,4 @@
-"""`consilium verify`, `perplexity` and `inspect` as a user runs them: exit codes, the sentence, JSON."""
+"""`consilium verify`, `perplexity`, `inspect` and `import` as a user runs them: exit codes, the sentence, JSON."""
 import json
 import pathlib
 import shutil
@@ -18,7 +18,7 @@ class CheckCommandsTest(unittest.TestCase):
         self.addCleanup(shutil.rmtree, self.state, True)
 
     def run_command(self, command, *arguments):
-        if command != "inspect":
+        if command not in ("inspect", "import"):
             arguments += ("--state-dir", self.state)
         return subprocess.run([str(a) for a in (cluster.BIN / "consilium", command, *arguments)], capture_output=True,
                               text=True, timeout=120, stdin=subprocess.DEVNULL)
@@ -47,6 +47,23 @@ class CheckCommandsTest(unittest.TestCase):
         result = self.run_command("verify", model, "--json")
         self.assertEqual(result.returncode, 1, result.stderr)
         self.assertEqual(json.loads(result.stdout)["first"]["layer"], 1)
+
+    def test_an_imported_model_is_not_hashed_again(self):
+        model = self.state / "mixtral"
+        shutil.copytree(GOLDEN / "mixtral", model)
+        for made in (True, False):
+            result = self.run_command("import", model, "--json")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            told = json.loads(result.stdout)
+            self.assertEqual((told["made"], told["manifest"]), (made, str(model / "consilium-manifest.json")))
+        result = self.run_command("verify", model)
+        self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+        self.assertFalse((self.state / "manifests").exists())
+        blocked = self.state / "file"
+        blocked.write_text("no folder")
+        result = self.run_command("import", model, "--state-dir", blocked)
+        self.assertEqual(result.returncode, 1)
+        self.assertRegex(result.stderr, r"^consilium import: .*/file/manifests/.*\n$")
 
     def test_what_cannot_be_verified_ends_with_two(self):
         for arguments, words in (((GOLDEN / "mixtral", "--golden", "/nonexistent"), "no golden file /nonexistent"),

@@ -32,7 +32,7 @@ KINDS = {
     "grok1": "soft-capped scores",
     "dbrx": "clamped projections",
     "phimoe": "longrope",
-    "lfm2_moe": "short convolutions",
+    "qwen3_next": "gated delta net, a state beside the KV cache; gated attention",
     "granitemoeshared": "multipliers",
     "deepseek_v3": "latent attention",
     "deepseek_v2_lite": "latent attention without query rank",
@@ -41,6 +41,10 @@ KINDS = {
     "deepseek_v3_fp8": "fp8 in blocks",
     "kimi_k2_int4": "packed int4 in groups",
     "gpt_oss_mxfp4": "mxfp4",
+    "qwen3_moe_gptq": "GPTQ, int4 with zero points",
+    "qwen3_moe_awq": "AWQ",
+    "mixtral_w8a8": "int8 rows",
+    "qwen3_moe_fp8_dynamic": "fp8 rows",
     "qwen3_moe_fused": "stacked bf16",
     "gguf_mixtral_q8_0": "Q8_0",
     "gguf_olmoe_q4_0": "Q4_0",
@@ -49,6 +53,7 @@ KINDS = {
     "gguf_mixtral_q5_1": "Q5_1",
     "gguf_qwen3moe_q4_k_q6_k": "Q4_K, Q6_K",
     "gguf_qwen3moe_q5_k": "Q5_K",
+    "gguf_qwen3moe_q2_k_iq4": "Q2_K, Q3_K, IQ4_NL, IQ4_XS",
     "gguf_gpt_oss_mxfp4": "MXFP4 in GGUF",
     "gguf_deepseek2_bf16": "BF16 in GGUF",
 }
@@ -56,7 +61,8 @@ KINDS = {
 # Models whose weights class i8g32 computes with as integers, or with --weights-as does.
 INTEGER_KINDS = {
     "kimi_k2_int4": (), "gpt_oss_mxfp4": (), "gguf_mixtral_q8_0": (), "gguf_mixtral_q4_1": (), "gguf_olmoe_q4_0": (),
-    "gguf_qwen3moe_q4_k_q6_k": (), "gguf_qwen3moe_q5_k": (),
+    "gguf_qwen3moe_q4_k_q6_k": (), "gguf_qwen3moe_q5_k": (), "gguf_qwen3moe_q2_k_iq4": (),
+    "qwen3_moe_awq": (), "mixtral_w8a8": (),
     "demo_int8": ("--weights-as", "int8"), "demo_int4": ("--weights-as", "int4"),
 }
 

@@ -55,6 +55,13 @@ class ExactnessTest(unittest.TestCase):
     def test_in_one_process(self):
         self.crowd("in one process", inprocess=True)
 
+    def test_grpc_between_workers_and_shards(self):
+        with cluster.Cluster("--local-transport", "off", experts=3) as c:
+            self.compare(api.all_at_once(c.url, REQUESTS), "gRPC instead of local sockets")
+            streams = {k: v for k, v in c.metrics("attention").items() if "shard_streams" in k and v}
+            self.assertEqual(len(streams), 3)
+            self.assertTrue(all('transport="grpc"' in k for k in streams), streams)
+
     def test_prompt_chunk_of_one(self):
         self.crowd("chunk 1", "--prefill-chunk", "1", "--no-prefix-cache", experts=1)
 

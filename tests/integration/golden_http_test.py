@@ -16,8 +16,8 @@ import cluster
 GOLDEN = cluster.ROOT / "tests/golden"
 # The tokenizer of all of them; GGUF folders have it in the file only.
 TOKENIZER = GOLDEN / "mixtral/tokenizer.json"
-# GGUF folders with the weights of another folder, whose golden file holds for them: one list for the C++ tests and this one.
-GOLDEN_OF = dict(re.findall(r'\{"(gguf_\w+)", "(\w+)"\}', (GOLDEN / "gguf_pairs.h").read_text()))
+# Folders with the weights of another folder, whose golden file holds for them: one list for the C++ tests and this one.
+GOLDEN_OF = dict(re.findall(r'\{"(\w+)", "(\w+)"\}', (GOLDEN / "golden_pairs.h").read_text()))
 TOP = 20
 PROMPTS = range(3)
 

@@ -34,6 +34,7 @@ def streamed(url, body, started):
 class Killing:
     FLAGS = ()
     WORKERS = 1
+    TRANSPORT = "local"  # between workers and shards
 
     @classmethod
     def setUpClass(cls):
@@ -77,8 +78,15 @@ class Killing:
             except (AssertionError, api.StreamError, OSError):
                 return False
         cluster.wait_until(works, 60, f"the right answer again after {role} was killed")
+        cluster.wait_until(self.all_streams_are_as_wanted, 60, f"a {self.TRANSPORT} stream a lane, worker and shard")
         self.assertEqual(api.all_at_once(self.cluster.url, [api.Request("/v1/completions", b, True) for b in BODIES]),
                          self.truth)
+
+    def all_streams_are_as_wanted(self):
+        name = "consilium_attention_shard_streams"
+        streams = {k: v for k, v in self.cluster.metrics("attention").items() if k.startswith(name) and v}
+        return streams == {f'{name}{{shard="{shard["name"]}",transport="{self.TRANSPORT}"}}': 2 * self.WORKERS
+                           for shard in self.cluster.processes("expert")}
 
 
 class KillTest(Killing, unittest.TestCase):
@@ -106,6 +114,17 @@ class KillTest(Killing, unittest.TestCase):
         os.kill(gateway["pid"], signal.SIGKILL)
         self.assertEqual(c.wait_restarted(gateway["name"], gateway["pid"])["address"], gateway["address"])
         self.assert_works_again("gateway")
+
+
+class OverGrpcTest(Killing, unittest.TestCase):
+    FLAGS = ("--local-transport", "off")
+    TRANSPORT = "grpc"
+
+    def test_expert_shard(self):
+        self.kill_while_busy("expert", must_finish=False)
+
+    def test_attention_worker(self):
+        self.kill_while_busy("attention", must_finish=False)
 
 
 class NothingIsNoticedWithReplicasTest(Killing, unittest.TestCase):

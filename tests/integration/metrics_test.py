@@ -41,6 +41,11 @@ class MetricsTest(unittest.TestCase):
         rows = documented()
         self.assertEqual({n: k for n, k in self.exported.items() if n in rows}, {n: rows[n] for n in self.exported if n in rows})
 
+    def test_shards_of_this_host_are_reached_by_local_sockets(self):
+        name = "consilium_attention_shard_streams"
+        self.assertEqual({k: v for k, v in self.values["attention"].items() if k.startswith(name)},
+                         {f'{name}{{shard="expert-{i}",transport="local"}}': 2.0 for i in range(2)})
+
     def test_label_sets_are_bounded(self):
         for role, values in self.values.items():
             families = {}

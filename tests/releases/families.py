@@ -130,10 +130,62 @@ def qwen(c, storage=None):
         f.gqa(p + "self_attn.", c, bias="qkv" if kind == "qwen2_moe" else "", norms=norms, quantise=storage)
         f.matrix(p + "mlp.gate", c["num_experts"], hidden)
         if kind == "qwen2_moe":
-            f.mlp(p + "mlp.shared_expert.", GUD, hidden, c["shared_expert_intermediate_size"])
+            f.mlp(p + "mlp.shared_expert.", GUD, hidden, c["shared_expert_intermediate_size"], storage)
             f.add(p + "mlp.shared_expert_gate.weight", 1, hidden)
         for e in range(c["num_experts"]):
             f.mlp(f"{p}mlp.experts.{e}.", GUD, hidden, width, storage, routed=True)
+        if kind == "qwen2_moe" and storage == "gptq":  # AutoGPTQ's, of zeros
+            f.extra([(p + "self_attn.o_proj.bias", hidden), (p + "mlp.shared_expert.down_proj.bias", hidden)])
+    return f
+
+
+def qwen3_next(c):
+    """Every fourth layer has attention whose queries carry a gate, the others a gated delta net. Qwen3.5 lies beside a
+    vision tower, its delta nets have a projection for each purpose, its experts are stacked."""
+    f, newer = releases.Files(), "text_config" in c
+    c = c.get("text_config", c)
+    root = "model.language_model." if newer else "model."
+    f.ends(c, root)
+    hidden, width, dim, heads = c["hidden_size"], c["moe_intermediate_size"], c["head_dim"], c["num_attention_heads"]
+    keys = c["linear_num_key_heads"] * c["linear_key_head_dim"]
+    value_heads = c["linear_num_value_heads"]
+    values = value_heads * c["linear_value_head_dim"]
+    for i in range(c["num_hidden_layers"]):
+        p = f"{root}layers.{i}."
+        f.norms(p, hidden, *NORMS)
+        if (i + 1) % c["full_attention_interval"] == 0:
+            q = p + "self_attn."
+            f.matrix(q + "q_proj", 2 * heads * dim, hidden)
+            for letter in "kv":
+                f.matrix(f"{q}{letter}_proj", c["num_key_value_heads"] * dim, hidden)
+                f.add(f"{q}{'q' if letter == 'v' else letter}_norm.weight", dim)
+            f.matrix(q + "o_proj", hidden, heads * dim)
+        else:
+            q = p + "linear_attn."
+            for name, rows in ((("qkv", 2 * keys + values), ("z", values), ("b", value_heads), ("a", value_heads)) if newer
+                               else (("qkvz", 2 * keys + 2 * values), ("ba", 2 * value_heads))):
+                f.matrix(f"{q}in_proj_{name}", rows, hidden)
+            f.add(q + "conv1d.weight", 2 * keys + values, 1, c["linear_conv_kernel_dim"])
+            f.add(q + "A_log", value_heads)
+            f.add(q + "dt_bias", value_heads)
+            f.add(q + "norm.weight", c["linear_value_head_dim"])
+            f.matrix(q + "out_proj", hidden, values)
+        f.matrix(p + "mlp.gate", c["num_experts"], hidden)
+        f.mlp(p + "mlp.shared_expert.", GUD, hidden, c["shared_expert_intermediate_size"])
+        f.add(p + "mlp.shared_expert_gate.weight", 1, hidden)
+        if newer:
+            f.add(p + "mlp.experts.gate_up_proj", c["num_experts"], 2 * width, hidden)
+            f.add(p + "mlp.experts.down_proj", c["num_experts"], hidden, width)
+            f.routed += 3 * c["num_experts"] * width * hidden
+            continue
+        for e in range(c["num_experts"]):
+            f.mlp(f"{p}mlp.experts.{e}.", GUD, hidden, width, routed=True)
+    if newer:
+        f.extra([("model.visual.patch_embed.proj.weight", 1152, 3, 2, 16, 16),
+                 ("model.visual.blocks.0.attn.qkv.weight", 3456, 1152), ("model.visual.blocks.0.attn.qkv.bias", 3456)])
+    f.extra([("mtp.fc.weight", hidden, 2 * hidden), ("mtp.norm.weight", hidden),
+             ("mtp.layers.0.self_attn.q_proj.weight", 2 * heads * dim, hidden),
+             ("mtp.layers.0.mlp.experts.0.up_proj.weight", width, hidden)])
     return f
 
 

@@ -4,7 +4,7 @@ import json
 import pathlib
 
 CONFIGS = pathlib.Path(__file__).resolve().parent / "configs"
-BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1, "I32": 4}
+BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1, "I32": 4}
 
 
 @dataclasses.dataclass
@@ -40,8 +40,8 @@ class Files:
             self.total += product(shape)
 
     def matrix(self, module, rows, columns, quantise=None, routed=False):
-        """module.weight [rows, columns] and what belongs to it. Quantised: "fp8" and "native" in blocks, "tensor"
-        (whole matrices), "int4" in groups."""
+        """module.weight [rows, columns] and what belongs to it. Quantised: "fp8" and "native" in blocks, "rows", "tensor"
+        (whole matrices), "int4" in groups of 32, "gptq" and "awq" of 128."""
         self.total += rows * columns
         if routed:
             self.routed += rows * columns
@@ -52,10 +52,20 @@ class Files:
             self.add(module + ".weight_packed", rows, columns // 8, dtype="I32", count=False)
             self.add(module + ".weight_scale", rows, columns // 32, count=False)
             self.add(module + ".weight_shape", 2, dtype="I32", count=False)
+        elif quantise in ("gptq", "awq"):
+            groups = blocks(columns)
+            packed = (columns // 8, rows) if quantise == "gptq" else (columns, rows // 8)
+            self.add(module + ".qweight", *packed, dtype="I32", count=False)
+            self.add(module + ".qzeros", groups, rows // 8, dtype="I32", count=False)
+            self.add(module + ".scales", groups, rows, dtype="F16", count=False)
+            if quantise == "gptq":
+                self.add(module + ".g_idx", columns, dtype="I32", count=False)
         else:
             self.add(weight, rows, columns, dtype="F8_E4M3", count=False)
             if quantise == "fp8":
                 self.add(weight + "_scale_inv", blocks(rows), blocks(columns), dtype="F32", count=False)
+            elif quantise == "rows":
+                self.add(weight + "_scale", rows, 1, count=False)
             elif quantise == "native":
                 self.add(weight + "_scale", blocks(rows), blocks(columns), dtype="F32", count=False)
             else:

@@ -46,7 +46,7 @@ def write_files(folder, files, stem):
 
 
 def kv_bytes(c):
-    """f32 keys and values of a token over all layers; a short convolution keeps a vector of the hidden size."""
+    """f32 keys and values of a token over all layers with attention."""
     c = c.get("text_config", c)
     if "kv_lora_rank" in c and c["kv_lora_rank"]:
         layers = c.get("num_hidden_layers") or c["n_layers"]
@@ -55,8 +55,24 @@ def kv_bytes(c):
         return 4 * c["n_layers"] * 2 * c["attn_config"]["kv_n_heads"] * (c["d_model"] // c["n_heads"])
     dim = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
     attention = 2 * c["num_key_value_heads"] * dim
-    convolutions = c.get("layer_types", []).count("conv")
-    return 4 * ((c["num_hidden_layers"] - convolutions) * attention + convolutions * c["hidden_size"])
+    return 4 * (c["num_hidden_layers"] - recurrent_layers(c)) * attention
+
+
+def recurrent_layers(c):
+    if "full_attention_interval" in c:
+        return c["num_hidden_layers"] - c["num_hidden_layers"] // c["full_attention_interval"]
+    return c.get("layer_types", []).count("conv")
+
+
+def state_bytes(c):
+    """What recurrent layers keep of a sequence: the last inputs of a convolution, and of a delta net a key by value matrix
+    a value head."""
+    c = c.get("text_config", c)
+    layers = recurrent_layers(c)
+    if "full_attention_interval" not in c:
+        return 4 * layers * (c["conv_L_cache"] - 1) * c["hidden_size"] if layers else 0
+    keys, values = c["linear_num_key_heads"] * c["linear_key_head_dim"], c["linear_num_value_heads"] * c["linear_value_head_dim"]
+    return 4 * layers * (values * c["linear_key_head_dim"] + (c["linear_conv_kernel_dim"] - 1) * (2 * keys + values))
 
 
 class ReleasesTest(unittest.TestCase):
@@ -108,6 +124,7 @@ class ReleasesTest(unittest.TestCase):
         embedding = found["params_by_part"]["embedding"]
         expected = {"layers": release.layers, "experts_per_layer": release.experts, "experts_per_token": release.top_k,
                     "context": release.context, "format": release.format, "kv_bytes_per_token": kv_bytes(config),
+                    "state_bytes_per_sequence": state_bytes(config),
                     "params_total": files.total,
                     "params_active": files.total - files.routed + files.routed * release.top_k // release.experts}
         self.assertEqual({key: found[key] for key in expected}, expected)

@@ -19,7 +19,9 @@ class Alone {
     config_.manifest = model->manifest;
     config_.flights = 1;
     config_.prefix_cache = false;
-    layers_ = model->NewLayers(&pool_, config_.shape.kv_blocks, 1, config_.flight_rows_max);
+    if (config_.shape.state_slots > 0) config_.shape.state_slots = 64;
+    layers_ = model->NewLayers(
+        &pool_, {config_.shape.kv_blocks, config_.shape.state_slots, 1, config_.flight_rows_max});
     core_ = std::make_unique<AttentionCore>(config_, &pool_);
     std::vector<PlacementView::Entry> entries;
     for (const control::MoeLayer& layer : model->moe_layers()) {

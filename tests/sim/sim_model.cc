@@ -1,5 +1,6 @@
 #include "tests/sim/sim_model.h"
 
+#include "common/base/limits.h"
 #include "common/base/status.h"
 #include "common/model/model_spec.h"
 #include "common/testing/hash_backend.h"
@@ -12,7 +13,8 @@ namespace {
 
 class HashSimModel final : public SimModel {
  public:
-  HashSimModel() {
+  explicit HashSimModel(bool recurrent) {
+    model_.recurrent = recurrent;
     model_.vocab = 60;  // small, so that stop ids are met
     for (uint16_t l = 1; l < model_.layers; ++l) {
       for (uint16_t e = 0; e < model_.experts; ++e) {
@@ -23,9 +25,10 @@ class HashSimModel final : public SimModel {
       }
     }
   }
-  std::unique_ptr<LayerBackend> NewLayers(BufferPool* pool, uint32_t kv_blocks, uint32_t, uint32_t) override {
+  std::unique_ptr<LayerBackend> NewLayers(BufferPool* pool, const Sizes& sizes) override {
     HashModel m = model_;
-    m.kv_blocks = kv_blocks;
+    m.kv_blocks = sizes.kv_blocks;
+    m.state_slots = sizes.state_slots;
     return std::make_unique<HashLayerBackend>(m, pool);
   }
   std::unique_ptr<ExpertBackend> NewExperts() override { return std::make_unique<HashExpertBackend>(); }
@@ -60,14 +63,14 @@ class TinySimModel final : public SimModel {
     class_name = "f32";
     store_ = OpenFolderStore(manifest_);
     ops_ = *kernels::FindOps("auto");
-    shape_ = NewLayers(&pool_, 1, 1, 1)->shape();
+    shape_ = NewLayers(&pool_, {1, kStateSlotsMin, 1, 1})->shape();
   }
-  std::unique_ptr<LayerBackend> NewLayers(BufferPool* pool, uint32_t kv_blocks, uint32_t flights,
-                                          uint32_t rows_max) override {
+  std::unique_ptr<LayerBackend> NewLayers(BufferPool* pool, const Sizes& sizes) override {
     CpuLayerOptions options;
-    options.kv_blocks = kv_blocks;
-    options.flights = flights;
-    options.rows_max = rows_max;
+    options.kv_blocks = sizes.kv_blocks;
+    options.state_slots = sizes.state_slots;
+    options.flights = sizes.flights;
+    options.rows_max = sizes.rows_max;
     auto backend = CpuLayerBackend::Create(spec_, manifest_, store_.get(), ops_, nullptr, pool, options);
     CHECK_MSG(backend.ok(), ToString(backend.status()));
     return std::move(*backend);
@@ -104,7 +107,7 @@ class TinySimModel final : public SimModel {
 
 }  // namespace
 
-std::unique_ptr<SimModel> NewHashModel() { return std::make_unique<HashSimModel>(); }
+std::unique_ptr<SimModel> NewHashModel(bool recurrent) { return std::make_unique<HashSimModel>(recurrent); }
 std::unique_ptr<SimModel> NewTinyModel(const TinyConfig& config, const std::string& folder) {
   return std::make_unique<TinySimModel>(config, folder);
 }

@@ -65,6 +65,11 @@ TEST(Sim, EveryRequestEndsOnceWithTheTokensOfAnUndisturbedRun) {
            "Sim.EveryRequestEndsOnceWithTheTokensOfAnUndisturbedRun");
 }
 
+TEST(Sim, TheSameWithRecurrentStates) {
+  auto model = NewHashModel(/*recurrent=*/true);
+  RunSeeds(model.get(), Env("CONSILIUM_SIM_SEEDS").value_or(200), "Sim.TheSameWithRecurrentStates");
+}
+
 void RunTinySeeds(TinyConfig::Family family, const char* test) {
   log::Configure("sim", log::Level::kWarn, log::Format::kText);
   TinyConfig config;
@@ -83,6 +88,8 @@ TEST(Sim, TheSameWithATinyRealMoe) {
 TEST(Sim, TheSameWithShortConvolutions) {
   RunTinySeeds(TinyConfig::Family::kLfm2Moe, "Sim.TheSameWithShortConvolutions");
 }
+
+TEST(Sim, TheSameWithDeltaNets) { RunTinySeeds(TinyConfig::Family::kQwen3Next, "Sim.TheSameWithDeltaNets"); }
 
 TEST(Sim, TheSameSeedTwiceGivesTheSameTrace) {
   auto model = NewHashModel();

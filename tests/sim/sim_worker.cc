@@ -47,7 +47,8 @@ SimWorker::~SimWorker() = default;
 void SimWorker::Start() {
   ++life_;
   incarnation_ = w_.clock->rng();
-  backend_ = w_.model->NewLayers(w_.pool, config_.shape.kv_blocks, config_.flights, config_.flight_rows_max);
+  backend_ = w_.model->NewLayers(w_.pool, {config_.shape.kv_blocks, config_.shape.state_slots,
+                                           config_.flights, config_.flight_rows_max});
   core_ = std::make_unique<AttentionCore>(config_, w_.pool);
   inbox_ = std::make_unique<Inbox<AttentionEvent>>([this](AttentionEvent& e) { Handle(e); });
   timer_at_ = kNever;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "common/base/limits.h"
 #include "tests/sim/sim_client.h"
 #include "tests/sim/sim_controller.h"
 #include "tests/sim/sim_shard.h"
@@ -111,6 +112,10 @@ class World {
     AttentionConfig c;
     c.shape = model_->shape();
     c.shape.kv_blocks = 12 + Small(30);  // the longest request takes 6 or 7
+    if (c.shape.state_slots > 0) {
+      c.shape.state_slots = kStateSlotsMin + Small(14);
+      c.state_snapshot_tokens = kKvBlockTokens << clock_.Pick(3);
+    }
     c.manifest = model_->manifest;
     c.class_name = model_->class_name;
     c.fingerprint = model_->fingerprint;

@@ -49,6 +49,8 @@ class QuietBackend final : public LayerBackend {
   void Abandon(FlightId flight) override { inner_.Abandon(flight); }
   absl::Status ExportBlock(KvBlockId, std::vector<std::byte>*) override { return absl::OkStatus(); }
   absl::Status ImportBlock(KvBlockId, std::span<const std::byte>) override { return absl::OkStatus(); }
+  absl::Status ExportState(StateId, std::vector<std::byte>*) override { return absl::OkStatus(); }
+  absl::Status ImportState(StateId, std::span<const std::byte>) override { return absl::OkStatus(); }
 
  private:
   struct Stage {
@@ -105,7 +107,7 @@ class StepCounter final : public AttentionShell::SessionSink {
 struct Cluster {
   BufferPool pool;
   Metrics metrics, shard_metrics[kShards];
-  HashModel model{.layers = 3, .kv_blocks = 1024};
+  HashModel model{.layers = 3, .kv_blocks = 1024, .recurrent = true, .state_slots = 256};
   std::unique_ptr<HashShard> shards[kShards];
   std::unique_ptr<InprocListener> doors[kShards];
   AttentionShell shell{&pool, &metrics};

@@ -122,11 +122,15 @@ void RoleList::AddAttention(uint32_t layer, const std::string& prefix, const Fil
     add("kv_a_norm", name(4), {m.kv_lora});
     add("kv_b", name(5), {uint64_t{m.heads} * (m.nope + m.v_dim), m.kv_lora});
     add("o", name(6), {hidden, uint64_t{m.heads} * m.v_dim});
+    if (!m.bias) return;
+    if (m.q_lora > 0) add("q_a_bias", std::string(names.mla[0]) + ".bias", {m.q_lora});
+    add("kv_a_bias", std::string(names.mla[3]) + ".bias", {uint64_t{m.kv_lora} + m.rope});
+    add("o_bias", std::string(names.mla[6]) + ".bias", {hidden});
     return;
   }
   const GqaSpec& g = spec_.gqa;
   const uint64_t q_width = uint64_t{g.q_heads} * g.head_dim, kv_width = uint64_t{g.kv_heads} * g.head_dim;
-  add("q", "q_proj.weight", {q_width, hidden});
+  add("q", "q_proj.weight", {g.out_gate ? 2 * q_width : q_width, hidden});
   add("k", "k_proj.weight", {kv_width, hidden});
   add("v", "v_proj.weight", {kv_width, hidden});
   const std::string o(names.o);
@@ -157,6 +161,28 @@ void RoleList::AddShortConv(uint32_t layer, const std::string& prefix) {
   add("conv_in", "in_proj", {3 * hidden, hidden});
   add("conv", "conv", {hidden, 1, spec_.short_conv.taps});
   add("o", "out_proj", {hidden, hidden});
+}
+
+void RoleList::AddDeltaNet(uint32_t layer, const std::string& prefix) {
+  const DeltaNetSpec& d = spec_.delta_net;
+  const auto add = [&](std::string_view role, const std::string& name, std::vector<uint64_t> shape) {
+    Add(ModelPart::kAttention, LayerRole(layer, role), prefix + name, std::move(shape));
+  };
+  const uint64_t hidden = spec_.hidden;
+  if (d.split) {
+    add("delta_qkv", "in_proj_qkv.weight", {d.channels(), hidden});
+    add("delta_z", "in_proj_z.weight", {d.v_width(), hidden});
+    add("delta_b", "in_proj_b.weight", {d.v_heads, hidden});
+    add("delta_a", "in_proj_a.weight", {d.v_heads, hidden});
+  } else {
+    add("delta_in", "in_proj_qkvz.weight", {uint64_t{d.channels()} + d.v_width(), hidden});
+    add("delta_gates", "in_proj_ba.weight", {uint64_t{2} * d.v_heads, hidden});
+  }
+  add("conv", "conv1d.weight", {d.channels(), 1, d.taps});
+  add("a_log", "A_log", {d.v_heads});
+  add("dt_bias", "dt_bias", {d.v_heads});
+  add("delta_norm", "norm.weight", {d.v_dim});
+  add("o", "out_proj.weight", {hidden, d.v_width()});
 }
 
 void RoleList::AddMlp(ModelPart part, uint32_t layer, const std::string& group, const std::string& prefix,
@@ -264,6 +290,8 @@ void RoleList::AddModel(const FileNames& names) {
     AddBlockNorms(i, prefix, names);
     if (layer.mixer == Mixer::kShortConv) {
       AddShortConv(i, prefix + text(names.conv));
+    } else if (layer.mixer == Mixer::kDeltaNet) {
+      AddDeltaNet(i, prefix + text(names.delta_net));
     } else {
       AddAttention(i, prefix + text(names.attention), names);
     }

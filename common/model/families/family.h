@@ -52,6 +52,7 @@ struct FileNames {
   std::string_view norm_weight = ".weight";
   std::string_view attention = "self_attn.", q_norm = "q_norm", k_norm = "k_norm", o = "o_proj";
   std::string_view conv = "conv.";  // of short convolutions
+  std::string_view delta_net = "linear_attn.";
   // Of latent attention: q_a, q_a_norm, q_b, kv_a, kv_a_norm, kv_b, o.
   std::string_view mla[7] = {"q_a_proj",       "q_a_layernorm", "q_b_proj", "kv_a_proj_with_mqa",
                              "kv_a_layernorm", "kv_b_proj",     "o_proj"};
@@ -91,6 +92,9 @@ class RoleList {
   void AddAttention(uint32_t layer, const std::string& prefix, const FileNames& names);
   // layers.N.{conv_in,conv,o} and their biases; prefix ends in ".".
   void AddShortConv(uint32_t layer, const std::string& prefix);
+  // layers.N.{delta_in,delta_gates | delta_qkv,delta_z,delta_b,delta_a} and
+  // {conv,a_log,dt_bias,delta_norm,o}; prefix ends in ".".
+  void AddDeltaNet(uint32_t layer, const std::string& prefix);
   // layers.N.<group>.{gate,up,down} of a gated MLP of `inter` lanes; `names` are the files' names of gate,
   // up, down.
   void AddMlp(ModelPart part, uint32_t layer, const std::string& group, const std::string& prefix,

@@ -9,21 +9,7 @@ constexpr std::string_view kTypes[] = {"lfm2_moe"};
 constexpr uint32_t kTapsMax = 64;
 
 void ReadMixers(ConfigReader& c, ModelSpec* spec) {
-  const std::vector<std::string> types = c.TextList("layer_types");
-  if (!c.ok()) return;
-  if (types.size() != spec->layers.size()) {
-    c.Fail("layer_types", "expected one for each of " + std::to_string(spec->layers.size()) +
-                              " layers, got " + std::to_string(types.size()));
-    return;
-  }
-  for (size_t i = 0; i < types.size(); ++i) {
-    if (types[i] == "conv") {
-      spec->layers[i].mixer = Mixer::kShortConv;
-    } else if (types[i] != "full_attention") {
-      c.Unsupported("layer_types",
-                    "\"" + types[i].substr(0, 60) + "\" is not supported; supported: conv, full_attention");
-    }
-  }
+  SetMixers(c, c.TextList("layer_types"), "conv", Mixer::kShortConv, spec);
   spec->short_conv.taps = c.U32("conv_L_cache", 1, kTapsMax);
   spec->short_conv.bias = c.Bool("conv_bias", false);
 }

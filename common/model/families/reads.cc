@@ -11,8 +11,10 @@ std::string Text(uint64_t n) { return std::to_string(n); }
 }  // namespace
 
 void ReadActivation(ConfigReader& config, std::string_view key, ModelSpec* spec) {
-  config.ExpectText(key, {"silu", "gelu_pytorch_tanh"});
-  if (config.Text(key, "silu") == "gelu_pytorch_tanh") spec->activation = kernels::Activation::kGeluTanh;
+  config.ExpectText(key, {"silu", "gelu_pytorch_tanh", "gelu"});
+  const std::string name = config.Text(key, "silu");
+  if (name == "gelu_pytorch_tanh") spec->activation = kernels::Activation::kGeluTanh;
+  if (name == "gelu") spec->activation = kernels::Activation::kGeluErf;
 }
 
 void ReadCommon(ConfigReader& config, ModelSpec* spec, bool tied, std::string_view norm_eps) {
@@ -187,6 +189,28 @@ bool ReadLayerTypes(ConfigReader& c, uint32_t window, ModelSpec* spec) {
   return true;
 }
 
+void SetMixers(ConfigReader& c, const std::vector<std::string>& types, std::string_view name, Mixer mixer,
+               ModelSpec* spec) {
+  if (!c.ok()) return;
+  if (types.size() != spec->layers.size()) {
+    c.Fail("layer_types",
+           "expected one for each of " + Text(spec->layers.size()) + " layers, got " + Text(types.size()));
+    return;
+  }
+  bool attends = false;
+  for (size_t i = 0; i < types.size(); ++i) {
+    if (types[i] == name) {
+      spec->layers[i].mixer = mixer;
+    } else if (types[i] == "full_attention") {
+      attends = true;
+    } else {
+      c.Unsupported("layer_types", "\"" + types[i].substr(0, 60) + "\" is not supported; supported: " +
+                                       std::string(name) + ", full_attention");
+    }
+  }
+  if (c.ok() && !attends) c.Unsupported("layer_types", "a model without any full_attention is not supported");
+}
+
 uint32_t ReadWindow(ConfigReader& c, std::string_view key) { return c.U32(key, 1, 1 << 26, 0); }
 
 void ReadMla(ConfigReader& c, ModelSpec* spec, bool mscale) {
@@ -202,7 +226,7 @@ void ReadMla(ConfigReader& c, ModelSpec* spec, bool mscale) {
   m.rope = c.U32("qk_rope_head_dim", 2, kernels::kRopeLanesMax);
   m.v_dim = c.U32("v_head_dim", 1, kHeadDimMax);
   if (c.ok() && m.rope % 2 != 0) c.Fail("qk_rope_head_dim", "expected an even number, got " + Text(m.rope));
-  c.ExpectBool("attention_bias", false, "biases of latent attention are not implemented");
+  m.bias = c.Bool("attention_bias", false);
   const bool interleaved = c.Bool("rope_interleave", true);
   if (!c.ok()) return;
   const RopeRead read = ReadRope(c, m.rope, interleaved, spec->context);

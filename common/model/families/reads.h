@@ -3,6 +3,7 @@
 #include <initializer_list>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "common/model/config_reader.h"
 #include "common/model/families/family.h"
@@ -44,6 +45,9 @@ void ReadDeepseekLayers(ConfigReader& config, ModelSpec* spec);
 void ReadSparseStep(ConfigReader& config, ModelSpec* spec);
 // layer_types with `window` tokens for sliding_attention; false when the config has none.
 bool ReadLayerTypes(ConfigReader& config, uint32_t window, ModelSpec* spec);
+// `types`: of each layer "full_attention" or `name`, which means `mixer`; some layer has attention.
+void SetMixers(ConfigReader& config, const std::vector<std::string>& types, std::string_view name,
+               Mixer mixer, ModelSpec* spec);
 // Latent attention (DeepSeek and Mistral): sizes, rope, scale; mscale_all_dim squared enters it when
 // `mscale`.
 void ReadMla(ConfigReader& config, ModelSpec* spec, bool mscale = true);

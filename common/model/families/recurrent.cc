@@ -1,23 +1,16 @@
-// Families with layers of linear attention or state spaces. Their state of a sequence (2 MiB a layer in
-// Qwen3-Next) is one running value, not a part for each token, so no KV page can hold it: prefix cache,
-// preemption and replay, which know pages only, do not carry it. They are refused by name rather than by
+// Families with Mamba layers. Such a layer keeps a state of fixed size, which worker and backend would carry
+// (services/attention/state_store.h); its arithmetic is not written. They are refused by name rather than by
 // "unknown family".
 #include "common/model/families/reads.h"
 
 namespace consilium {
 namespace {
 
-constexpr std::string_view kTypes[] = {"qwen3_next", "granitemoehybrid", "jamba"};
+constexpr std::string_view kTypes[] = {"granitemoehybrid", "jamba"};
 
 ModelSpec Read(ConfigReader& c) {
-  const std::string type = c.Text("model_type");
-  const std::string layers = type == "qwen3_next" ? "linear-attention" : "Mamba";
-  c.Unsupported(
-      "model_type",
-      "\"" + type + "\" is not supported: its " + layers +
-          " layers keep a recurrent state that is not made "
-          "of one part for each token, so KV pages, and with them prefix cache, preemption and replay, "
-          "do not carry it");
+  c.Unsupported("model_type",
+                "\"" + c.Text("model_type") + "\" is not supported: its Mamba layers are not implemented");
   return {};
 }
 

@@ -6,12 +6,12 @@ namespace consilium {
 
 extern const Family kDbrx, kDeepseekV2, kDeepseekV3, kDots1, kErnie45Moe, kGlm4Moe, kGptOss, kGraniteMoe,
     kGrok1, kHunyuanMoe, kLfm2Moe, kLlama4, kMinimaxM2, kMistral4, kMistralLarge3, kMixtral, kOlmoe, kPhimoe,
-    kQwen2Moe, kQwen3Moe, kRecurrent;
+    kQwen2Moe, kQwen3Moe, kQwen3Next, kQwen35Moe, kRecurrent;
 
 inline constexpr const Family* kFamilies[] = {
-    &kDbrx,          &kDeepseekV2, &kDeepseekV3, &kDots1,   &kErnie45Moe, &kGlm4Moe,   &kGptOss,
-    &kGraniteMoe,    &kGrok1,      &kHunyuanMoe, &kLfm2Moe, &kLlama4,     &kMinimaxM2, &kMistral4,
-    &kMistralLarge3, &kMixtral,    &kOlmoe,      &kPhimoe,  &kQwen2Moe,   &kQwen3Moe,  &kRecurrent,
+    &kDbrx,  &kDeepseekV2, &kDeepseekV3, &kDots1,    &kErnie45Moe, &kGlm4Moe,   &kGptOss,        &kGraniteMoe,
+    &kGrok1, &kHunyuanMoe, &kLfm2Moe,    &kLlama4,   &kMinimaxM2,  &kMistral4,  &kMistralLarge3, &kMixtral,
+    &kOlmoe, &kPhimoe,     &kQwen2Moe,   &kQwen3Moe, &kQwen3Next,  &kQwen35Moe, &kRecurrent,
 };
 
 }  // namespace consilium
