@@ -354,7 +354,10 @@ INSTANTIATE_TEST_SUITE_P(
                   "ffn_config.ffn_act_fn.name: \"relu\" is not supported"},
         BadConfig{
             "dbrx_attention", "dbrx", {{"attn_config", nullptr}}, "attn_config: missing; expected an object"},
-        BadConfig{"ernie_bias", "ernie4_5_moe", {{"use_bias", true}}, "use_bias: true is not supported"},
+        BadConfig{"ernie_bias",
+                  "ernie4_5_moe",
+                  {{"use_bias", true}},
+                  "use_bias: true with tie_word_embeddings is not supported"},
         BadConfig{"oss_layers",
                   "gpt_oss",
                   {{"layer_types", {"full_attention"}}},

@@ -77,7 +77,11 @@ class Loader {
   absl::Status Ffn(const std::string& group, CpuLayerWeights* w) {
     RETURN_IF_ERROR(Matrix(group + ".gate", &w->ffn.gate));
     RETURN_IF_ERROR(Matrix(group + ".up", &w->ffn.up));
-    return Matrix(group + ".down", &w->ffn.down);
+    RETURN_IF_ERROR(Matrix(group + ".down", &w->ffn.down));
+    if (manifest_.FindDense(prefix_ + group + ".gate_bias") == nullptr) return absl::OkStatus();
+    RETURN_IF_ERROR(Vector(group + ".gate_bias", &w->ffn.gate_bias));
+    RETURN_IF_ERROR(Vector(group + ".up_bias", &w->ffn.up_bias));
+    return Vector(group + ".down_bias", &w->ffn.down_bias);
   }
 
   absl::Status Gqa(CpuLayerWeights* w) {

@@ -39,12 +39,12 @@ TEST_P(Reference, GreedyContinuationsAreTokenEqual) {
 
 INSTANTIATE_TEST_SUITE_P(All, Reference,
                          ::testing::Values("dbrx", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3",
-                                           "deepseek_v3_bias_gelu", "dots1", "ernie4_5_moe", "glm4_moe",
-                                           "gpt_oss", "granitemoe", "granitemoeshared", "grok1",
-                                           "hunyuan_v1_moe", "kimi_k2", "lfm2_moe", "llama4", "minimax_m2",
-                                           "mistral4", "mistral_large_3", "mixtral", "olmoe", "phimoe",
-                                           "qwen2_moe", "qwen3_moe", "qwen3_moe_fused", "qwen3_next",
-                                           "qwen3_5_moe"),
+                                           "deepseek_v3_bias_gelu", "dots1", "ernie4_5_moe",
+                                           "ernie4_5_moe_bias", "glm4_moe", "gpt_oss", "granitemoe",
+                                           "granitemoeshared", "grok1", "hunyuan_v1_moe", "kimi_k2",
+                                           "lfm2_moe", "llama4", "minimax_m2", "mistral4", "mistral_large_3",
+                                           "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe",
+                                           "qwen3_moe_fused", "qwen3_next", "qwen3_5_moe"),
                          [](const auto& param_info) { return std::string(param_info.param); });
 
 // The demo's golden file states no tolerance: the least one, 1e-4, holds. Its card gives 1.4e-5 between two

@@ -79,13 +79,20 @@ class Reference:
             logits = self.model(torch.tensor(ids)[None], use_cache=False).logits[0].numpy()
         router, self.router_gap = [], np.inf
         for gate, (raw, weights, chosen) in self.calls:
-            bias = getattr(gate, "e_score_correction_bias", None)  # DeepSeek-V3 has one, Qwen3.5 not
-            choice = (raw.softmax(-1) if bias is None else raw.sigmoid() + bias).numpy()
+            choice = self.choice(gate, raw).detach().numpy()
             gap = -np.sort(-choice, axis=-1)
             self.router_gap = min(self.router_gap, (gap[:, :-1] - gap[:, 1:])[:, : gate.top_k].min())
             order = np.argsort(-np.take_along_axis(choice, chosen.numpy(), -1), axis=-1)
             router.append((raw.numpy(), *(np.take_along_axis(x.numpy(), order, -1) for x in (chosen, weights))))
         return logits, torch.stack([h[0] for h in self.hidden]).numpy(), router
+
+    @staticmethod
+    def choice(gate, raw):
+        if hasattr(gate, "moe_statics"):  # ERNIE-4.5
+            return gate.moe_statics(raw.softmax(-1))
+        if hasattr(gate, "e_score_correction_bias"):  # DeepSeek-V3
+            return raw.sigmoid() + gate.e_score_correction_bias
+        return raw.softmax(-1)
 
     greedy = gguf_oracle.Oracle.greedy
 
@@ -157,9 +164,12 @@ def make_qwen3_5(name, seed):
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_nextn_predict_layers": 0, "n_routed_experts": 8,
          "num_local_experts": 8, "num_experts_per_tok": 2}  # fmt: skip
+ERNIE = {"use_bias": True, "tie_word_embeddings": False, "hidden_size": 48, "num_hidden_layers": 2, "moe_layer_end_index": 1,
+         "moe_num_experts": 8, "moe_k": 2}  # fmt: skip
 # Threads, on whose number the last bits of the library's sums depend; how, and with what.
 VARIANTS = {
     "deepseek_v3_bias_gelu": (2, make, "deepseek_v3", SMALL | {"attention_bias": True, "hidden_act": "gelu"}, 1),
+    "ernie4_5_moe_bias": (2, make, "ernie4_5_moe", ERNIE, 1),
     "qwen3_5_moe": (1, make_qwen3_5, 1079),
 }
 

@@ -1,5 +1,6 @@
 // ERNIE-4.5-MoE (Ernie4_5_MoeForCausalLM): adjacent-pair rotation, softmax gate with a correction bias for
-// the choice only, weights divided by max(sum, moe_norm_min), shared experts.
+// the choice only, weights divided by max(sum, moe_norm_min), shared experts. With use_bias attention, dense
+// and shared MLPs and the head have biases, routed experts none.
 #include "common/model/families/reads.h"
 
 namespace consilium {
@@ -10,7 +11,9 @@ constexpr std::string_view kTypes[] = {"ernie4_5_moe"};
 ModelSpec Read(ConfigReader& c) {
   ModelSpec spec;
   ReadGqaModel(c, &spec, /*tied=*/true);
-  c.ExpectBool("use_bias", false, "biases of this family are not implemented");
+  spec.gqa.qkv_bias = spec.gqa.o_bias = spec.head_bias = c.Bool("use_bias", false);
+  if (spec.head_bias && spec.tied_embeddings)
+    c.Unsupported("use_bias", "true with tie_word_embeddings is not supported");
   c.ExpectBool("use_rmsnorm", true, "norms with a mean are not implemented in this family");
   ReadExperts(c, &spec, {"moe_num_experts"}, "moe_k");
   spec.gate.has_bias = true;
@@ -33,10 +36,20 @@ ModelSpec Read(ConfigReader& c) {
   return spec;
 }
 
-void List(const ModelSpec&, RoleList* out) {
+void AddMlpBiases(RoleList* out) {
+  const std::vector<TensorRole> roles = out->roles;
+  for (const TensorRole& r : roles) {
+    if (r.part != ModelPart::kDense && r.part != ModelPart::kShared) continue;
+    const std::string module = r.name.substr(0, r.name.size() - std::string_view(".weight").size());
+    out->Add(r.part, r.role + "_bias", module + ".bias", {r.shape[0]});
+  }
+}
+
+void List(const ModelSpec& spec, RoleList* out) {
   FileNames names;
   names.gate_bias = "mlp.moe_statics.e_score_correction_bias";
   out->AddModel(names);
+  if (spec.gqa.o_bias) AddMlpBiases(out);
   for (TensorRole& r : out->roles) {
     if (r.name.ends_with(names.gate_bias)) r.piece.stored = {1, r.shape[0]};
   }
