@@ -25,6 +25,7 @@ KvStore::KvStore(uint32_t blocks, bool prefix_cache, uint32_t state_slots)
     : prefix_cache_(prefix_cache),
       states_(state_slots),
       blocks_(blocks),
+      idle_(blocks),
       buckets_(std::bit_ceil(std::max(1u, blocks)), kNil) {
   for (uint32_t b = blocks; b-- > 0;) free_.push_back(b);
 }
@@ -242,23 +243,23 @@ uint32_t KvStore::Allocate() {
     free_.pop_back();
     return block;
   }
-  if (idle_head_ == kNil) return kNil;
-  const uint32_t block = idle_head_;
-  RemoveIdle(block);
+  if (idle_.first() == kNil) return kNil;
+  const uint32_t block = idle_.first();
+  idle_.Remove(block);
   Forget(block);
   return block;
 }
 
 void KvStore::Ref(uint32_t block) {
   Block& b = blocks_[block];
-  if (b.refs++ == 0 && b.cached) RemoveIdle(block);
+  if (b.refs++ == 0 && b.cached) idle_.Remove(block);
 }
 
 void KvStore::Unref(uint32_t block) {
   Block& b = blocks_[block];
   CHECK(b.refs > 0);
   if (--b.refs > 0) return;
-  if (b.cached) return PushIdle(block);
+  if (b.cached) return idle_.Push(block);
   DropState(block);
   free_.push_back(block);
 }
@@ -293,23 +294,6 @@ void KvStore::Forget(uint32_t block) {
   if (std::exchange(b.keeps_root, false)) DropRoot(b.root);
 }
 
-void KvStore::PushIdle(uint32_t block) {
-  Block& b = blocks_[block];
-  b.prev = idle_tail_;
-  b.next = kNil;
-  (idle_tail_ == kNil ? idle_head_ : blocks_[idle_tail_].next) = block;
-  idle_tail_ = block;
-  ++idle_cached_;
-}
-
-void KvStore::RemoveIdle(uint32_t block) {
-  Block& b = blocks_[block];
-  (b.prev == kNil ? idle_head_ : blocks_[b.prev].next) = b.next;
-  (b.next == kNil ? idle_tail_ : blocks_[b.next].prev) = b.prev;
-  b.prev = b.next = kNil;
-  --idle_cached_;
-}
-
 std::optional<KvStore::Exported> KvStore::Export(uint64_t hash) const {
   for (uint32_t b = Bucket(hash); b != kNil; b = blocks_[b].bucket_next) {
     if (blocks_[b].hash == hash) return Exported{KvBlockId(b), blocks_[b].parent_hash, blocks_[b].tokens};
@@ -331,7 +315,7 @@ std::optional<KvBlockId> KvStore::Import(std::string_view root, std::span<const 
       const auto page = prefix.subspan(hit, kPage);
       const Link parent = Tail(s);
       Register(block, ChainHash(parent.hash, page), hit == 0 ? 0 : parent.hash, parent.node, page, s.root);
-      PushIdle(block);
+      idle_.Push(block);
       result = KvBlockId(block);
     }
   }
@@ -367,7 +351,7 @@ std::string KvStore::Check() const {
       return "page " + std::to_string(b) + ": free and in use";
   }
   uint32_t listed = 0;
-  for (uint32_t b = idle_head_; b != kNil; b = blocks_[b].next) {
+  for (uint32_t b = idle_.first(); b != kNil; b = idle_.next(b)) {
     if (seen[b]++ != 0 || refs[b] != 0 || !blocks_[b].cached)
       return "page " + std::to_string(b) + ": wrongly idle";
     ++listed;
@@ -376,7 +360,7 @@ std::string KvStore::Check() const {
   for (uint32_t first : buckets_) {
     for (uint32_t b = first; b != kNil; b = blocks_[b].bucket_next) indexed += blocks_[b].cached;
   }
-  if (listed != idle || listed != idle_cached_ || cached != cached_ || indexed != cached)
+  if (listed != idle || listed != idle_.size() || cached != cached_ || indexed != cached)
     return "wrong counts";
   for (size_t b = 0; b < blocks_.size(); ++b) {
     if ((refs[b] == 0) != (seen[b] == 1)) return "page " + std::to_string(b) + " is lost";

@@ -21,6 +21,7 @@
 
 #include "common/base/ids.h"
 #include "common/base/limits.h"
+#include "services/attention/idle_list.h"
 #include "services/attention/state_store.h"
 
 namespace consilium {
@@ -58,7 +59,7 @@ class KvStore {
   uint32_t sole_blocks(Seq seq) const;
   uint32_t total_blocks() const { return static_cast<uint32_t>(blocks_.size()); }
   // Free or cached without a holder.
-  uint32_t available_blocks() const { return static_cast<uint32_t>(free_.size()) + idle_cached_; }
+  uint32_t available_blocks() const { return static_cast<uint32_t>(free_.size()) + idle_.size(); }
   uint32_t cached_blocks() const { return cached_; }
   // After the committed tokens (nullopt: none yet), and the claimed one.
   std::optional<StateId> state(Seq seq) const { return sequences_[seq].state; }
@@ -85,7 +86,7 @@ class KvStore {
   std::string Check() const;
 
  private:
-  static constexpr uint32_t kNil = 0xFFFFFFFFu;
+  static constexpr uint32_t kNil = IdleList::kNil;
   struct Root {
     uint64_t node = 0, hash = 0;
     uint32_t users = 0;  // open sequences and first pages
@@ -97,10 +98,9 @@ class KvStore {
     uint64_t hash = 0, parent_hash = 0;
     uint64_t node = 0, parent_node = 0;  // identity of this cached content, never reused
     KvTokens tokens{};
-    uint32_t prev = kNil, next = kNil;  // in the idle list
-    uint32_t bucket_next = kNil;        // in its hash bucket, if cached
-    bool keeps_root = false;            // the cached first page of a root keeps its identity alive
-    std::optional<StateId> state;       // after its last token
+    uint32_t bucket_next = kNil;   // in its hash bucket, if cached
+    bool keeps_root = false;       // the cached first page of a root keeps its identity alive
+    std::optional<StateId> state;  // after its last token
     Roots::iterator root;
   };
   struct Link {
@@ -130,8 +130,6 @@ class KvStore {
   void Register(uint32_t block, uint64_t hash, uint64_t parent_hash, uint64_t parent_node,
                 std::span<const TokenId> tokens, Roots::iterator root);
   void Forget(uint32_t block);
-  void PushIdle(uint32_t block);
-  void RemoveIdle(uint32_t block);
   // The state kept by the page of a link; nullopt: none, or the page is another's by now.
   std::optional<StateId> StateOf(const Sequence& s, size_t page) const;
   void KeepState(Sequence* s);
@@ -143,8 +141,8 @@ class KvStore {
   StateStore states_;
   std::vector<Block> blocks_;
   std::vector<uint32_t> free_;
-  uint32_t idle_head_ = kNil, idle_tail_ = kNil;  // head: least recently used
-  uint32_t idle_cached_ = 0, cached_ = 0;
+  IdleList idle_;  // cached without a holder
+  uint32_t cached_ = 0;
   std::vector<uint32_t> buckets_;  // a power of two: first cached block of each chain hash modulo it
   Roots roots_;
   uint64_t next_node_ = 1;

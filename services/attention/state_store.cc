@@ -4,19 +4,19 @@
 
 namespace consilium {
 
-StateStore::StateStore(uint32_t slots) : slots_(slots) {
+StateStore::StateStore(uint32_t slots) : slots_(slots), idle_(slots) {
   free_.reserve(slots);
   for (uint32_t s = slots; s-- > 0;) free_.push_back(s);
 }
 
 std::optional<StateId> StateStore::Allocate(std::optional<KvBlockId>* taken_from) {
   taken_from->reset();
-  uint32_t slot = idle_head_;
+  uint32_t slot = idle_.first();
   if (!free_.empty()) {
     slot = free_.back();
     free_.pop_back();
   } else if (slot != kNil) {
-    RemoveIdle(slot);
+    idle_.Remove(slot);
     *taken_from = KvBlockId(slots_[slot].page);
     slots_[slot].page = kNil;
   } else {
@@ -29,7 +29,7 @@ std::optional<StateId> StateStore::Allocate(std::optional<KvBlockId>* taken_from
 void StateStore::Ref(StateId state) {
   Slot& s = slots_[state.value];
   CHECK(s.refs > 0 || s.page != kNil);
-  if (s.refs++ == 0) RemoveIdle(state.value);
+  if (s.refs++ == 0) idle_.Remove(state.value);
 }
 
 void StateStore::Unref(StateId state) {
@@ -48,33 +48,16 @@ void StateStore::Drop(StateId state) {
   CHECK(s.page != kNil);
   s.page = kNil;
   if (s.refs > 0) return;
-  RemoveIdle(state.value);
+  idle_.Remove(state.value);
   Settle(state.value);
 }
 
 // Where a slot without references belongs.
 void StateStore::Settle(uint32_t slot) {
   if (slots_[slot].page != kNil)
-    PushIdle(slot);
+    idle_.Push(slot);
   else
     free_.push_back(slot);
-}
-
-void StateStore::PushIdle(uint32_t slot) {
-  Slot& s = slots_[slot];
-  s.prev = idle_tail_;
-  s.next = kNil;
-  (idle_tail_ == kNil ? idle_head_ : slots_[idle_tail_].next) = slot;
-  idle_tail_ = slot;
-  ++idle_;
-}
-
-void StateStore::RemoveIdle(uint32_t slot) {
-  Slot& s = slots_[slot];
-  (s.prev == kNil ? idle_head_ : slots_[s.prev].next) = s.next;
-  (s.next == kNil ? idle_tail_ : slots_[s.next].prev) = s.prev;
-  s.prev = s.next = kNil;
-  --idle_;
 }
 
 std::string StateStore::Check(const std::vector<uint32_t>& refs, const std::vector<uint32_t>& pages) const {
@@ -84,10 +67,10 @@ std::string StateStore::Check(const std::vector<uint32_t>& refs, const std::vect
   for (uint32_t s : free_) {
     if (seen[s]++ != 0 || refs[s] != 0 || pages[s] != kNil) return name(s) + "free and in use";
   }
-  for (uint32_t s = idle_head_; s != kNil; s = slots_[s].next, ++listed) {
+  for (uint32_t s = idle_.first(); s != kNil; s = idle_.next(s), ++listed) {
     if (seen[s]++ != 0 || refs[s] != 0 || pages[s] == kNil) return name(s) + "wrongly idle";
   }
-  if (listed != idle_) return "wrong count of idle states";
+  if (listed != idle_.size()) return "wrong count of idle states";
   for (size_t s = 0; s < slots_.size(); ++s) {
     if (slots_[s].refs != refs[s]) return name(s) + "wrong reference count";
     if (slots_[s].page != pages[s]) return name(s) + "wrong page";

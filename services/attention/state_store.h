@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/base/ids.h"
+#include "services/attention/idle_list.h"
 
 namespace consilium {
 
@@ -29,26 +30,22 @@ class StateStore {
   bool sole(StateId state) const { return slots_[state.value].refs == 1; }
   uint32_t total() const { return static_cast<uint32_t>(slots_.size()); }
   // Free or idle.
-  uint32_t available() const { return static_cast<uint32_t>(free_.size()) + idle_; }
-  uint32_t idle() const { return idle_; }
+  uint32_t available() const { return static_cast<uint32_t>(free_.size()) + idle_.size(); }
+  uint32_t idle() const { return idle_.size(); }
   // "" or what is inconsistent with these references and keepers (kNil: none); for tests.
-  static constexpr uint32_t kNil = 0xFFFFFFFFu;
+  static constexpr uint32_t kNil = IdleList::kNil;
   std::string Check(const std::vector<uint32_t>& refs, const std::vector<uint32_t>& pages) const;
 
  private:
   struct Slot {
     uint32_t refs = 0;
     uint32_t page = kNil;
-    uint32_t prev = kNil, next = kNil;  // in the idle list
   };
   void Settle(uint32_t slot);
-  void PushIdle(uint32_t slot);
-  void RemoveIdle(uint32_t slot);
 
   std::vector<Slot> slots_;
   std::vector<uint32_t> free_;
-  uint32_t idle_head_ = kNil, idle_tail_ = kNil;  // head: least recently used
-  uint32_t idle_ = 0;
+  IdleList idle_;
 };
 
 }  // namespace consilium
