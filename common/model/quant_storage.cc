@@ -252,17 +252,21 @@ class Joiner {
     if (t.dtype != DType::kU8 || t.shape.size() != 2 || t.shape[1] % 16 != 0 || t.shape[1] > UINT32_MAX)
       return InvalidArgument(Where(t) + "expected U8 [out, in / 2], in a multiple of 32, got " +
                              std::string(DTypeName(t.dtype)) + " " + ShapeText(t.shape));
-    ASSIGN_OR_RETURN(const TensorInfo* scales, Take(t, module + ".weight_scale"));
+    return SetMxfp4(&t, module + ".weight", module + ".weight_scale", {t.shape[0], t.shape[1] / 16});
+  }
+
+  // E2M1 pairs, and E8M0 scales of this shape: its last dimension counts groups of 32.
+  absl::Status SetMxfp4(TensorInfo* t, std::string name, const std::string& scale_name,
+                        std::vector<uint64_t> shape) {
+    ASSIGN_OR_RETURN(const TensorInfo* scales, Take(*t, scale_name));
     if (scales->dtype != DType::kU8)
       return InvalidArgument(Where(*scales) + "expected U8, got " + std::string(DTypeName(scales->dtype)));
-    RETURN_IF_ERROR(Expect(t, *scales, {t.shape[0], t.shape[1] / 16}));
-    t.name = module + ".weight";
-    t.shape[1] *= 2;
-    t.coding = Coding::kMxfp4;
-    t.scales = scales->range;
-    t.scale_dtype = DType::kU8;
-    t.block_rows = 1;
-    t.block_columns = 32;
+    RETURN_IF_ERROR(Expect(*t, *scales, shape));
+    t->name = std::move(name);
+    t->shape = std::move(shape);
+    t->shape.back() *= 32;
+    t->coding = Coding::kMxfp4;
+    SetGroups(t, *scales, 32);
     return absl::OkStatus();
   }
 
@@ -302,18 +306,7 @@ class Joiner {
     RETURN_IF_ERROR(Scheme(t, {Method::kMxfp4}, name).status());
     if (t.shape.size() != 4 || t.shape[3] != 16 || t.shape[2] > UINT32_MAX)
       return InvalidArgument(Where(t) + "expected [experts, out, in / 32, 16], got " + ShapeText(t.shape));
-    ASSIGN_OR_RETURN(const TensorInfo* scales, Take(t, name + "_scales"));
-    if (scales->dtype != DType::kU8)
-      return InvalidArgument(Where(*scales) + "expected U8, got " + std::string(DTypeName(scales->dtype)));
-    RETURN_IF_ERROR(Expect(t, *scales, {t.shape[0], t.shape[1], t.shape[2]}));
-    t.name = name;
-    t.shape = {t.shape[0], t.shape[1], t.shape[2] * 32};
-    t.coding = Coding::kMxfp4;
-    t.scales = scales->range;
-    t.scale_dtype = DType::kU8;
-    t.block_rows = 1;
-    t.block_columns = 32;
-    return absl::OkStatus();
+    return SetMxfp4(&t, name, name + "_scales", {t.shape[0], t.shape[1], t.shape[2]});
   }
 
   const QuantConfig& config_;

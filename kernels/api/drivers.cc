@@ -135,4 +135,10 @@ void Attention(const Ops& ops, KernelPool* pool, const AttentionShape& shape,
   });
 }
 
+void ApplyDeltaRule(const Ops& ops, KernelPool* pool, std::span<const DeltaRule> heads) {
+  size_t fmas = 0;
+  for (const DeltaRule& d : heads) fmas += 3 * d.tokens * d.state_floats();
+  ForItems(pool, ThreadsFor(pool, fmas), heads.size(), [&](size_t i, uint32_t) { ops.delta(heads[i]); });
+}
+
 }  // namespace consilium::kernels

@@ -18,22 +18,7 @@ TEST(AttentionCore, ARequestGivesItsTokensAndEnds) {
 TEST(AttentionCore, TokensDoNotDependOnChunksFlightsBatchOrCache) {
   std::map<uint64_t, Tokens> want;
   for (uint64_t r = 1; r <= 12; ++r) want[r] = Alone(Submit(r, 5 + r * 7, 12)).tokens.at(0);
-  for (uint32_t chunk : {1u, 7u, 64u, 0u}) {
-    for (uint32_t flights : {1u, 2u, 4u}) {
-      AttentionConfig config;
-      config.prefill_chunk = chunk;
-      config.flights = flights;
-      config.flight_rows_max = 40;
-      config.prefix_cache = flights != 2;
-      Lab lab(config);
-      for (uint64_t r = 1; r <= 12; ++r) lab.Send(Submit(r, 5 + r * 7, 12));
-      lab.Settle();
-      for (uint64_t r = 1; r <= 12; ++r)
-        EXPECT_EQ(lab.Of(r).tokens.at(0), want[r]) << chunk << " " << flights;
-      EXPECT_GT(lab.requests_per_call_max, 1u) << "not batched";
-      EXPECT_EQ(lab.core.Leaks(), "");
-    }
-  }
+  ExpectTokensUnderEveryPlan(want, HashModel(), 256);
 }
 
 TEST(AttentionCore, ASecondRequestWithTheSamePromptHitsThePrefixCache) {

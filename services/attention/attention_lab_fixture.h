@@ -40,6 +40,26 @@ inline SessionSubmit Submit(uint64_t request, size_t prompt, uint32_t max_tokens
   return s;
 }
 
+// What a shard of the hash class answers.
+inline CallResult HashAnswer(CallId call, const frame::View& view, BufferPool* pool) {
+  CallResult result;
+  result.call = call;
+  // The range lies before the payload.
+  const frame::Range range{0, static_cast<uint32_t>(view.slots.size())};
+  result.buffer = pool->Allocate(8 + view.slots.size() * 8);
+  std::memcpy(result.buffer.data(), &range, 8);
+  result.ranges = {reinterpret_cast<const frame::Range*>(result.buffer.data()), 1};
+  result.payload = result.buffer.data() + 8;
+  result.payload_bytes = view.slots.size() * 8;
+  for (size_t i = 0; i < view.slots.size(); ++i) {
+    uint64_t x;
+    std::memcpy(&x, view.payload.data() + view.slots[i].row * 8, 8);
+    const uint64_t y = HashExpert(view.header.layer, ExpertId(view.slots[i].expert), x);
+    std::memcpy(result.buffer.data() + 8 + i * 8, &y, 8);
+  }
+  return result;
+}
+
 // A worker with the hash backend and two shards that answer at once, unless told otherwise.
 class Lab {
  public:
@@ -99,21 +119,7 @@ class Lab {
     frame::View view;
     const WireFrame wire = c.body->Frame(c.call, c.options.epoch, c.options.budget_us, c.options.flags);
     ASSERT_TRUE(frame::Decode(wire, &view).ok());
-    CallResult result;
-    result.call = c.call;
-    // The range lies before the payload.
-    const frame::Range range{0, static_cast<uint32_t>(view.slots.size())};
-    result.buffer = pool.Allocate(8 + view.slots.size() * 8);
-    std::memcpy(result.buffer.data(), &range, 8);
-    result.ranges = {reinterpret_cast<const frame::Range*>(result.buffer.data()), 1};
-    result.payload = result.buffer.data() + 8;
-    result.payload_bytes = view.slots.size() * 8;
-    for (size_t i = 0; i < view.slots.size(); ++i) {
-      uint64_t x;
-      std::memcpy(&x, view.payload.data() + view.slots[i].row * 8, 8);
-      const uint64_t y = HashExpert(view.header.layer, ExpertId(view.slots[i].expert), x);
-      std::memcpy(result.buffer.data() + 8 + i * 8, &y, 8);
-    }
+    CallResult result = HashAnswer(c.call, view, &pool);
     rows_sent[c.shard.value][static_cast<size_t>(c.lane)] += c.body->n_rows();
     Post(attention_event::ChannelResult{c.shard, c.lane, std::move(result)});
     if (return_credit) {
@@ -227,6 +233,28 @@ inline Outcome Alone(SessionSubmit submit, AttentionConfig config = {}, HashMode
   lab.Settle();
   EXPECT_EQ(lab.core.Leaks(), "");
   return lab.Of(id);
+}
+
+// Requests 1 to 12 give the tokens in `want` whatever the chunks, flights, neighbours and cache.
+inline void ExpectTokensUnderEveryPlan(const std::map<uint64_t, Tokens>& want, const HashModel& model,
+                                       uint32_t snapshot_tokens_of_4_flights) {
+  for (uint32_t chunk : {1u, 7u, 64u, 0u}) {
+    for (uint32_t flights : {1u, 2u, 4u}) {
+      AttentionConfig config;
+      config.prefill_chunk = chunk;
+      config.flights = flights;
+      config.flight_rows_max = 40;
+      config.prefix_cache = flights != 2;
+      if (flights == 4) config.state_snapshot_tokens = snapshot_tokens_of_4_flights;
+      Lab lab(config, model);
+      for (uint64_t r = 1; r <= 12; ++r) lab.Send(Submit(r, 5 + r * 7, 12));
+      lab.Settle();
+      for (uint64_t r = 1; r <= 12; ++r)
+        EXPECT_EQ(lab.Of(r).tokens.at(0), want.at(r)) << chunk << " " << flights;
+      EXPECT_GT(lab.requests_per_call_max, 1u) << "not batched";
+      EXPECT_EQ(lab.core.Leaks(), "");
+    }
+  }
 }
 
 }  // namespace consilium

@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <condition_variable>
-#include <cstring>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -12,6 +11,7 @@
 #include "common/base/status.h"
 #include "common/testing/hash_backend.h"
 #include "consilium/attention/v1/attention.grpc.pb.h"
+#include "services/attention/attention_lab_fixture.h"
 #include "services/attention/attention_service.h"
 
 namespace consilium {
@@ -29,21 +29,7 @@ class InstantChannel final : public ExpertChannel {
     const WireFrame wire = body->Frame(call, o.epoch, o.budget_us, o.flags);
     frame::View view;
     if (absl::Status s = frame::Decode(wire, &view); !s.ok()) return s;
-    CallResult result;
-    result.call = call;
-    result.buffer = pool_->Allocate(8 + view.slots.size() * 8);
-    const frame::Range range{0, static_cast<uint32_t>(view.slots.size())};
-    std::memcpy(result.buffer.data(), &range, 8);
-    result.ranges = {reinterpret_cast<const frame::Range*>(result.buffer.data()), 1};
-    result.payload = result.buffer.data() + 8;
-    result.payload_bytes = view.slots.size() * 8;
-    for (size_t i = 0; i < view.slots.size(); ++i) {
-      uint64_t x;
-      std::memcpy(&x, view.payload.data() + view.slots[i].row * 8, 8);
-      const uint64_t y = HashExpert(view.header.layer, ExpertId(view.slots[i].expert), x);
-      std::memcpy(result.buffer.data() + 8 + i * 8, &y, 8);
-    }
-    sink_->OnResult(std::move(result));
+    sink_->OnResult(HashAnswer(call, view, pool_));
     return absl::OkStatus();
   }
   void Cancel(CallId) override {}
